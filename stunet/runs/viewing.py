@@ -108,8 +108,6 @@ def _check(request: ViewingRequest) -> None:
         if not path.exists():
             raise DataError(f"no file or folder {str(path)!r}", "check the path")
     folders = [path for path in request.paths if path.is_dir()]
-    if request.paths and not request.paths[-1].is_dir() and request.reference and request.reference.is_dir():
-        return
     if len(request.paths) > 1 and request.paths[-1].is_dir() and len(folders) < len(request.paths):
         raise UsageError(
             f"{str(request.paths[0])!r} is a file, and {str(request.paths[-1])!r} a folder",

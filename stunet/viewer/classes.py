@@ -20,7 +20,7 @@ from stunet.results.colours import RGB, colour
 from stunet.results.segmentation import Segmentation, class_names
 
 IGNORED: RGB = (128, 128, 128)
-_LABEL = re.compile(r'<Label Key="(\d+)"[^>]*>(.*?)</Label>', re.DOTALL)
+_LABEL = re.compile(r'<Label Key="(\d+)"[^>]*>(?:<!\[CDATA\[(.*?)\]\]>|(.*?))</Label>', re.DOTALL)
 _SEGMENT = re.compile(r"Segment\d+_LabelValue")
 
 
@@ -89,7 +89,8 @@ def _from_nifti(file: Path) -> dict[int, str]:
     for extension in getattr(header, "extensions", ()):
         content = extension.get_content()
         text = content.decode(errors="replace") if isinstance(content, bytes) else str(content)
-        if found := {int(key): html.unescape(name) for key, name in _LABEL.findall(text)}:
+        # TotalSegmentator writes names as CDATA, in which nothing is escaped.
+        if found := {int(key): raw or html.unescape(escaped) for key, raw, escaped in _LABEL.findall(text)}:
             return {value: name for value, name in found.items() if value}
     return {}
 

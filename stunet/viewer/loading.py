@@ -32,6 +32,9 @@ from stunet.viewer.volumes import (
 )  # fmt: skip
 
 MOST_CLASSES = 4096  # in one file; a colour table is a texture, and browsers have to take twice that many rows
+LONGEST = 2048  # voxels along an axis: what WebGL 2 grants a texture with three axes
+UNNAMED = "image"  # the only channel of an image without a dataset
+AIR_HU = -500
 SAMPLE = 200_000  # voxels that determine how an image is shown
 
 
@@ -181,10 +184,11 @@ def load(case: ViewCase, names: Names, most_voxels: int | None = None) -> Loaded
         image = on_grid(image, prediction, nearest=False)
         if image.array.min() == image.array.max():
             notes.append("the image does not reach where the segmentation lies: do they belong together?")
-    if most_voxels and prediction.array.size > most_voxels:
-        coarse = smaller(prediction, most_voxels)
+    most_voxels = most_voxels or prediction.array.size
+    if prediction.array.size > most_voxels or max(prediction.shape) > LONGEST:
+        coarse = smaller(prediction, most_voxels, LONGEST)
         notes.append(
-            f"resampled from {_size(prediction)} to {_size(coarse)} voxels for this page;"
+            f"shown with {_size(coarse)} voxels instead of {_size(prediction)}: a browser takes no more;"
             " volumes and Dice are those of the files"
         )
         prediction = on_grid(prediction, coarse, nearest=True)
@@ -320,13 +324,15 @@ def _middle(volume: Volume, index: int, box: tuple[slice, ...]) -> tuple[float, 
 def _channel_names(case: ViewCase, count: int) -> tuple[str, ...]:
     if len(case.channels) == count:
         return tuple(" ".join(str(name).split()) for name in case.channels)
-    return tuple(f"channel {i}" for i in range(count)) if count > 1 else ("image",)
+    return tuple(f"channel {i}" for i in range(count)) if count > 1 else (UNNAMED,)
 
 
 def _window(channel_DHW: np.ndarray, inside: np.ndarray, name: str) -> tuple[float, float]:
     step = max(1, channel_DHW.size // SAMPLE)
     sample, segmented = channel_DHW.ravel()[::step], inside.ravel()[::step]
-    return window(sample, sample[segmented], name.casefold() == "ct")
+    # Without a dataset, channels have no names; only CT has values so far below 0.
+    is_ct = name.casefold() == "ct" or (name == UNNAMED and float(sample.min()) < AIR_HU)
+    return window(sample, sample[segmented], is_ct)
 
 
 def _size(volume: Volume) -> str:

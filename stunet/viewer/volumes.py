@@ -122,18 +122,24 @@ def on_grid(volume: Volume, grid: Volume, nearest: bool) -> Volume:
     return Volume(np.reshape(made, (*volume.array.shape[:-3], *grid.shape)), grid.affine, grid.placed)
 
 
-def smaller(volume: Volume, voxels: int) -> Volume:
-    """Return the grid of a volume with at most so many voxels: coarser along the axes with the finest spacing first.
+def smaller(volume: Volume, voxels: int, longest: int) -> Volume:
+    """Return a coarser grid over a volume: along the axes with the finest spacing first.
+
+    Args:
+        volume: What it covers.
+        voxels: The most voxels that it may have.
+        longest: The most voxels that it may have along an axis.
 
     Returns:
-        A volume whose array is empty of meaning: only its shape and affine count.
+        A volume whose array means nothing: only its shape and affine count.
     """
     edges = np.linalg.norm(volume.affine[:3, :3], axis=0)
     size = np.array(volume.shape[::-1])
     low, high = float(edges.min()), float((edges * size).max())
     for _ in range(60):  # bisection to the rounding of a float
         middle = math.sqrt(low * high)
-        fits = np.prod(_size(size, edges, middle)) <= voxels
+        new = _size(size, edges, middle)
+        fits = np.prod(new) <= voxels and new.max() <= longest
         low, high = (low, middle) if fits else (middle, high)
     new = _size(size, edges, high)
     factors = size / new

@@ -183,6 +183,14 @@ def test_names_come_with_the_file_if_there_is_no_dataset_json(tmp_path: Path) ->
     made = Segmentation.from_properties(labels(), {"spacing": (1, 1, 1)}, odd)
     write_nifti(made, tmp_path / "x.nii.gz")
     assert names_in([tmp_path / "x.nii.gz"]).classes == {1: "<script>", 2: "a= b", 3: 'ü "&'}
+    totalsegmentator = (
+        '<CaretExtension><LabelTable><Label Key="1" Red="1"><![CDATA[a & b]]></Label>'
+        '<Label Key="2"><![CDATA[spleen]]></Label></LabelTable></CaretExtension>'
+    )
+    made = nibabel.Nifti1Image(labels().T, np.eye(4))
+    made.header.extensions.append(nibabel.nifti1.Nifti1Extension(0, totalsegmentator.encode()))
+    nibabel.save(made, tmp_path / "total.nii.gz")
+    assert names_in([tmp_path / "total.nii.gz"]).classes == {1: "a & b", 2: "spleen"}
     image = image_of(labels())
     for key, text in (("Segment0_LabelValue", "1"), ("Segment0_Name", "liver")):
         image.SetMetaData(key, text)
@@ -213,7 +221,7 @@ def test_a_page_for_sending_is_resampled_if_it_is_too_large(tmp_path: Path) -> N
     small = load(ViewCase("a", (paths[0],), *paths[1:]), NAMES, most_voxels=1000)
     assert small.prediction.array.size <= 1000
     assert small.rows == whole.rows
-    assert "resampled from 16x14x12" in small.notes[0]
+    assert "voxels instead of 16x14x12" in small.notes[0]
     for corner in ((-0.5,) * 3, tuple(n - 0.5 for n in whole.prediction.shape[::-1])):
         there = tuple(-0.5 if c < 0 else n - 0.5 for c, n in zip(corner, small.prediction.shape[::-1], strict=True))
         np.testing.assert_allclose(whole.prediction.affine @ (*corner, 1), small.prediction.affine @ (*there, 1))
@@ -250,3 +258,14 @@ def test_cases_are_matched_by_name_whatever_the_format(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="which is empty"):
         cases_of_folders(None, tmp_path / "empty", None, ".nii.gz")
+
+
+def test_a_wide_picture_is_made_as_small_as_browsers_need(tmp_path: Path) -> None:
+    array = np.zeros((30, 4000), np.uint8)
+    array[10:20, 1000:3000] = 1
+    path = tmp_path / "x.png"
+    sitk.WriteImage(sitk.GetImageFromArray(array), path)
+    case = load(ViewCase("a", (), path), NAMES)
+    assert case.prediction.shape == (1, 15, 2048)
+    assert "2048x15x1 voxels instead of 4000x30x1" in case.notes[1]
+    assert rows(case)["liver"].predicted == 10 * 2000

@@ -302,8 +302,13 @@
   }
 
   function fillClasses() {
-    element("classes").replaceChildren(...KINDS.map(kindLine), ...state.detail.classes.map(line));
+    element("classes").replaceChildren(...KINDS.map(kindLine), ...presentFirst().map(line));
     filter();
+  }
+
+  function presentFirst() {
+    const absent = (row) => !(row.predicted_ml || row.reference_ml);
+    return [...state.detail.classes].sort((one, other) => absent(one) - absent(other)); // otherwise the order stays
   }
 
   function line(row) {
@@ -492,13 +497,19 @@
   });
   element("previous").addEventListener("click", () => step(-1));
   element("next").addEventListener("click", () => step(1));
-  element("case").addEventListener("change", (event) => open(event.target.value));
+  element("case").addEventListener("change", (event) => {
+    open(event.target.value);
+    event.target.blur(); // so that keys are those of the page again
+  });
   element("filter").addEventListener("input", filter);
   element("all").addEventListener("click", () => setAll(true));
   element("none").addEventListener("click", () => setAll(false));
   element("opacity").addEventListener("input", schedule);
   element("outline").addEventListener("change", draw);
-  element("channel").addEventListener("change", (event) => chooseChannel(Number(event.target.value)));
+  element("channel").addEventListener("change", (event) => {
+    chooseChannel(Number(event.target.value));
+    event.target.blur();
+  });
   for (const id of ["low", "high"]) {
     element(id).addEventListener("change", () => {
       const [low, high] = [Number(element("low").value), Number(element("high").value)];
