@@ -29,10 +29,10 @@ from stunet.viewer.volumes import (
     smaller,
     to_nifti,
     upright,
-)  # fmt: skip
+)
 
-MOST_CLASSES = 4096  # in one file; a colour table is a texture, and browsers have to take twice that many rows
-LONGEST = 2048  # voxels along an axis: what WebGL 2 grants a texture with three axes
+MOST_CLASSES = 2000  # of a case; a colour table is a texture, and WebGL 2 promises 2048 rows
+LONGEST = 2048  # voxels along an axis: what browsers grant a texture with three axes
 UNNAMED = "image"  # the only channel of an image without a dataset
 AIR_HU = -500
 SAMPLE = 200_000  # voxels that determine how an image is shown
@@ -79,6 +79,7 @@ class LoadedCase:
         prediction: Indices, (D, H, W).
         reference: Indices, (D, H, W).
         rows: The classes that the dataset knows or the files have; then regions.
+        voxel_ml: Volume of a voxel of the files, of which the rows count; that of the grid may be larger.
         comparable: Whether both label files have the same grid, so that there is a Dice.
         notes: What whoever looks at it should know.
     """
@@ -90,6 +91,7 @@ class LoadedCase:
     prediction: Volume
     reference: Volume | None
     rows: tuple[Row, ...]
+    voxel_ml: float
     comparable: bool
     notes: tuple[str, ...] = field(default=())
 
@@ -118,7 +120,6 @@ class LoadedCase:
 
     def described(self) -> dict[str, Any]:
         """Return the case without its voxels, as the page takes it."""
-        voxel_ml = self.prediction.voxel_mm3 / 1000
 
         def number(value: float | None) -> float | None:
             return None if value is None or np.isnan(value) else round(value, 6)
@@ -126,7 +127,7 @@ class LoadedCase:
         return {
             "name": self.name,
             "shape": list(self.prediction.shape),
-            "voxel_ml": voxel_ml,
+            "voxel_ml": self.prediction.voxel_mm3 / 1000,
             "channels": [
                 {"name": name, "low": low, "high": high}
                 for name, (low, high) in zip(self.channels, self.windows, strict=False)
@@ -143,8 +144,8 @@ class LoadedCase:
                     "ignored": row.ignored,
                     "parts": list(row.parts),
                     "colour": list(row.colour),
-                    "predicted_ml": row.predicted * voxel_ml,
-                    "reference_ml": None if row.referenced is None else row.referenced * voxel_ml,
+                    "predicted_ml": row.predicted * self.voxel_ml,
+                    "reference_ml": None if row.referenced is None else row.referenced * self.voxel_ml,
                     "dice": number(row.dice),
                     "at": row.at,
                 }
@@ -176,6 +177,7 @@ def load(case: ViewCase, names: Names, most_voxels: int | None = None) -> Loaded
     values = _values(prediction, reference, names, notes)
     prediction, reference = _indexed(prediction, values), reference and _indexed(reference, values)
     rows = tuple(_rows(prediction, reference if comparable else None, reference, values, names))
+    voxel_ml = prediction.voxel_mm3 / 1000
     if image and not same_grid(image, prediction):
         notes.append(
             f"the image lies on another grid ({_size(image)} voxels, the segmentation {_size(prediction)}):"
@@ -201,7 +203,7 @@ def load(case: ViewCase, names: Names, most_voxels: int | None = None) -> Loaded
         _window(channel, inside, name) for channel, name in zip(image.array, names_of_channels, strict=False)
     )
     return LoadedCase(
-        case.name, image, names_of_channels, windows, prediction, reference, rows, comparable, tuple(notes)
+        case.name, image, names_of_channels, windows, prediction, reference, rows, voxel_ml, comparable, tuple(notes)
     )
 
 
