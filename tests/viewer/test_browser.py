@@ -17,6 +17,7 @@ from matplotlib.image import imread
 from stunet.files import write_json
 from stunet.results.colours import colour
 from stunet.runs.viewing import ViewingRequest, write_page
+from stunet.workspace import VARIABLES
 from tests.loops import for_each
 from tests.viewer.files import CLASSES, image_of, intensities, labels, value_at, write
 from tests.viewer.test_server import running
@@ -60,9 +61,9 @@ class Viewer:
 
     def drawn(self, act: Callable[[], Any]) -> None:
         """Do something, and wait until the page has drawn again."""
-        before = int(self.page.get_attribute("body", "data-drawn"))
+        before = self.page.get_attribute("body", "data-drawn")
         act()
-        self.page.wait_for_selector(f'body[data-drawn="{before + 1}"]')
+        self.page.wait_for_selector(f'body[data-drawn]:not([data-drawn="{before}"])')
 
     def press(self, key: str) -> None:
         """Press a key that makes the page draw again."""
@@ -128,7 +129,8 @@ def test_cases_classes_and_layers_are_shown_and_asked_for_here_only(
     view: Callable[[str], Viewer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw, out = dataset(tmp_path)
-    monkeypatch.setenv("nnUNet_raw", str(raw.parent))
+    for variable in VARIABLES:
+        monkeypatch.setenv(variable, str(raw.parent) if variable == "nnUNet_raw" else "")
     with running(ViewingRequest(dataset=998, paths=[out])) as server:
         server.gallery.measure()
         page = view(server.address)

@@ -95,7 +95,6 @@
       draw();
       jump(first ? first.at : null);
       document.title = `${detail.name} - stunet_view`;
-      document.body.dataset.shown = id; // for tests: this case is drawn
     } catch (error) {
       if (loading !== state.loading) return;
       if (error.outdated && again) return open(id, false); // its files have just changed
@@ -117,7 +116,6 @@
   }
 
   function fail(error) {
-    document.body.dataset.shown = "";
     state.detail = null;
     nv.volumes = [];
     nv.back = null;
@@ -151,6 +149,7 @@
     nv.updateGLVolume();
     press();
     showLocation();
+    // For whoever watches the page, such as a test.
     document.body.dataset.drawn = String(Number(document.body.dataset.drawn || 0) + 1);
   }
 
