@@ -5,6 +5,7 @@ import pkgutil
 
 import stunet
 from stunet import presets
+from stunet.viewer.page import SCRIPTS, STYLES, asset, served_page
 
 names = [module.name for module in pkgutil.walk_packages(stunet.__path__, "stunet.")]
 for name in names:
@@ -13,4 +14,6 @@ expected = {"cli", "datasets", "inference", "nnunet_ext", "plans", "presets", "t
 missing = expected - {name.split(".")[1] for name in names}
 if missing or not presets.names():
     raise SystemExit(f"not in the wheel: {', '.join(sorted(missing)) or 'the presets'}")
+if not served_page() or not all(map(asset, (*SCRIPTS, *STYLES, "niivue.LICENSES.txt"))):
+    raise SystemExit("not in the wheel: the files of the viewer's page")
 print(f"{len(names)} modules import")

@@ -8,7 +8,9 @@ quite perpendicular, which ITK rejects and every viewer shows.
 import errno
 import gzip
 import logging
+import math
 import os
+import shutil
 import tempfile
 import zlib
 from collections import Counter
@@ -23,12 +25,16 @@ import numpy as np
 import SimpleITK as sitk
 
 from stunet.errors import DataError
+from stunet.files import staging_name
 from stunet.nifti_header import (
+    LABEL,
+    NIFTI,
     apply_forms,
     file_has_orientation,
     header_has_orientation,
     is_nifti,
     open_nifti,
+    read_fields,
     read_forms,
 )
 from stunet.orientation import (
@@ -43,6 +49,7 @@ from stunet.orientation import (
     way_back,
 )
 
+GZIP_LEVEL = 6
 LEAST_SHEAR, LARGEST_SHEAR = 1e-4, 1.0  # degrees from perpendicular: 0.5 µm and 5 mm at the far end of 300 mm
 
 Read = TypeVar("Read")
@@ -118,15 +125,67 @@ class Reader:
 
         A NIfTI file leaves its orientation undefined if its image did, according to the properties.
         """
-        self._stock.write_seg(labels_DHW, path, properties)
-        # ITK and nibabel always write an orientation. Claiming one that the image does not have would make viewers show
-        # the labels somewhere else.
-        written = properties.get("nifti")
-        if written is not None and not header_has_orientation(written) and is_nifti(path):
-            image: Any = nibabel.load(path)
-            labels = np.asarray(image.dataobj)
-            apply_forms(image.header, written)
-            nibabel.save(type(image)(labels, None, image.header), path)
+        write_labels(self._stock, labels_DHW, Path(path), properties)
+
+
+def write_labels(writer: Any, labels_DHW: np.ndarray, path: Path, properties: Mapping[str, Any]) -> None:
+    """Write labels with one of nnU-Net's writers; the header of a NIfTI file says that they are labels.
+
+    Args:
+        writer: An object of nnU-Net's class.
+        labels_DHW: The labels.
+        path: The file.
+        properties: Those of the labels' own grid.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    if not is_nifti(path):
+        writer.write_seg(labels_DHW, str(path), properties)
+        return
+    packed = path.name.lower().endswith(".gz")
+    plain = path.with_name(staging_name(f"{path.name[: -len(NIFTI[1])]}.nii")) if packed else path
+    try:
+        writer.write_seg(labels_DHW, str(plain), properties)
+        _complete_header(plain, properties.get("nifti"))
+        if packed:
+            # Without a name and a time in it, so that the bytes depend only on the content.
+            with (
+                plain.open("rb") as source,
+                path.open("wb") as file,
+                gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) as target,
+            ):
+                shutil.copyfileobj(source, target, 2**20)
+    finally:
+        if packed:
+            plain.unlink(missing_ok=True)
+
+
+def _complete_header(path: Path, written: Mapping[str, Any] | None) -> None:
+    """Write into the header of an unpacked NIfTI file what ITK and nibabel leave out.
+
+    Args:
+        path: The file.
+        written: What the image's header says about its place (read_forms).
+
+    Raises:
+        OSError: Voxels are missing: the disk is full.
+    """
+    header = read_fields(path)
+    size = (
+        0
+        if header is None
+        else int(header["vox_offset"]) + math.prod(header.get_data_shape()) * (header.get_data_dtype().itemsize)
+    )
+    if header is None or path.stat().st_size < size:  # ITK does not report it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    header["intent_code"] = LABEL
+    # ITK and nibabel always write an orientation. Claiming one that the image does not have would make viewers show the
+    # labels somewhere else.
+    if written is not None and not header_has_orientation(written):
+        apply_forms(header, written)
+    with path.open("r+b") as file:
+        file.write(header.binaryblock)
 
 
 @cache

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from stunet.errors import DataError, UsageError
 from stunet.evaluation.segmentations import read_segmentation
@@ -19,7 +21,7 @@ from stunet.inference.model import open_model
 from stunet.inference.predictor import Options, Predictor
 from stunet.inference.products import Products
 from stunet.inference.reading import read
-from stunet.nifti_header import oddities
+from stunet.nifti_header import oddities, open_nifti
 from stunet.orientation import file_properties
 from stunet.results.nifti_labels import write_nifti
 from stunet.results.segmentation import Segmentation
@@ -348,3 +350,32 @@ def test_formats_that_do_not_say_how_an_image_lies_have_no_orientation(tmp_path:
         path.write_bytes(b"".join(part for part in head.splitlines(True) if not part.startswith(line)) + voxels)
         assert sitk.ReadImage(path).GetSize() == image.GetSize()
         assert file_orientation(path, "SimpleITKIO") is None
+
+
+@for_each("ending", [".nii", ".nii.gz", ".NII.GZ"])
+@for_each("stock", [SimpleITKIO, NibabelIO])
+def test_labels_differ_from_nnunets_only_by_an_intent_that_says_so(tmp_path: Path, stock: type, ending: str) -> None:
+    save(tmp_path / "image.nii", (A, 1), (A, 1))
+    _, properties = stock().read_images([str(tmp_path / "image.nii")])
+    labels = np.random.default_rng(3).integers(0, 300, (8, 7, 6), dtype=np.uint16)
+    theirs, ours = tmp_path / "theirs.nii", tmp_path / f"ours{ending}"
+    stock().write_seg(labels, str(theirs), properties)
+    Reader(stock.__name__).write_seg(labels, str(ours), properties)
+    expected = bytearray(theirs.read_bytes())
+    assert int.from_bytes(expected[68:70], "little") == 0
+    expected[68:70] = (1002).to_bytes(2, "little")
+    with open_nifti(ours) as file:
+        assert file.read() == bytes(expected)
+    for reader in (SimpleITKIO(), NibabelIO()):
+        np.testing.assert_array_equal(reader.read_seg(str(ours))[0][0], labels)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(ours)), labels)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["image.nii", "theirs.nii", ours.name])
+
+
+@for_each("ending", [".nii", ".nii.gz"])
+def test_labels_that_the_disk_cannot_hold_are_an_error(tmp_path: Path, ending: str, room_for: Any) -> None:
+    save(tmp_path / "image.nii", (A, 1), (A, 1))
+    _, properties = SimpleITKIO().read_images([str(tmp_path / "image.nii")])
+    labels = np.random.default_rng(3).integers(0, 2, (64, 64, 64), dtype=np.uint8)
+    with room_for(8192), pytest.raises(OSError, match=r"No space|too large"):
+        Reader("SimpleITKIO").write_seg(labels, str(tmp_path / f"x{ending}"), properties)

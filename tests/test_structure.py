@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": {"labels", "resampling", "workers"},
     "evaluation": {"datasets", "labels", "workers"},
     "results": {"datasets", "evaluation", "labels"},
+    "viewer": {"datasets", "results"},
     "plans": {"architectures", "datasets", "folds", "labels", "losses", "nnunet", "workers"},
     "weights": {"architectures", "labels", "plans"},
     "models": {"labels", "plans", "weights"},
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nnunet_ext": {"trainers"},
     "ranking": {"architectures", "datasets", "evaluation", "inference", "labels", "models", "plans", "weights"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
-             "probing", "provenance", "ranking", "results", "trainers"},
+             "probing", "provenance", "ranking", "results", "trainers", "viewer"},
     "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "runs", "trainers"},
 }
 # fmt: on
@@ -201,7 +202,7 @@ def test_the_packaged_packages_are_the_folders() -> None:
 def test_every_package_imported_is_a_dependency_and_the_other_way_round() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = project["dependencies"] + extras["dicomseg"] + extras["onnx"] + extras["peft"]
+    declared = project["dependencies"] + extras["dicomseg"] + extras["onnx"] + extras["peft"] + extras["complete"]
     used = {i.split(".")[0] for _, path in modules() for i in imports(path, top_only=False)}
     imported_as = {"PyYAML": "yaml", "scikit-learn": "sklearn"}
     names = (re.split(r"[^\w-]", name)[0] for name in declared)

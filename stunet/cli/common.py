@@ -186,6 +186,10 @@ def run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None
 ) -> int:
     """Parse, run the command and return its exit code; a known error ends in one line and a hint."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next: extra stunet[complete]
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     args = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[_Notes()])

@@ -23,6 +23,7 @@ from stunet.datasets.label_lists import renumber
 from stunet.datasets.listing import ending_of, list_images, named, same_case, unusable
 from stunet.errors import DataError, UsageError, first_few
 from stunet.files import atomic_write
+from stunet.images import write_labels
 from stunet.labels import systems
 from stunet.nifti import check_nifti
 
@@ -74,7 +75,7 @@ def write_map(reader: Any, labels_DHW: np.ndarray, path: Path, properties: dict[
         DataError: What was read back is something else.
     """
     try:
-        reader.write_seg(labels_DHW, str(path), properties)
+        write_labels(reader, labels_DHW, path, properties)
         check_nifti(path)
         same = np.array_equal(reader.read_seg(str(path))[0][0], labels_DHW)
     except (*UNREADABLE, DataError):

@@ -28,6 +28,7 @@ from stunet.merging.provenance import RECORD, is_there
 from stunet.merging.space import IGNORE
 from stunet.merging.splits import FILE as SPLITS
 from stunet.merging.union import Member, Union, case_name
+from stunet.nifti_header import LABEL
 from stunet.workers import map_all
 
 NORMALISED_OTHERWISE = ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1")  # channel names that nnU-Net knows
@@ -117,6 +118,7 @@ def write_label(source: Path, target: Path, table: np.ndarray) -> None:
     header = image.header.copy()
     # Otherwise nibabel would write the type of the source, which may be smaller.
     header.set_data_dtype(table.dtype)
+    header["intent_code"] = LABEL
     with atomic_write(target) as part:
         nibabel.save(nibabel.Nifti1Image(array, image.affine, header), part)
 

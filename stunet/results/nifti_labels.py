@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 
 from stunet.files import atomic_write
-from stunet.nifti_header import apply_forms
+from stunet.nifti_header import LABEL, apply_forms
 from stunet.results.colours import unit_colour
 from stunet.results.segmentation import Segmentation
 
@@ -80,6 +80,7 @@ def nibabel_image(segmentation: Segmentation, labels_DHW: np.ndarray) -> nibabel
         image.header.set_qform(affine, SCANNER if straight else 0)  # a quaternion cannot represent shear
         image.header.set_sform(affine, SCANNER)
         image.header.set_xyzt_units("mm")
+    image.header["intent_code"] = LABEL
     return image
 
 

@@ -17,6 +17,7 @@ from stunet.files import atomic_write
 from stunet.results.colours import unit_colour
 from stunet.results.planes import Plane, cut, overlay
 from stunet.results.segmentation import Segmentation
+from stunet.results.window import window
 
 SIDE = 560  # pixels of the longest side of a plane
 GAP, TOP, HEAD = 26, 40, 36  # pixels: around planes, above all of them, above each one for its name
@@ -24,8 +25,6 @@ ROW, COLUMN = 17, 210  # pixels: a line and a column of the legend
 LEAST_ROWS, LEAST_WIDTH = 8, 130  # minimum lines of the legend, minimum pixels for the name of a plane
 LEGEND = 60  # maximum number of classes in the legend
 DPI = 100
-SOFT_TISSUE, LUNG = (-160.0, 240.0), (-1350.0, 150.0)  # HU: width 400 at 40, width 1500 at -600
-PERCENTILES = 1.0, 99.5
 WHITE, GREY = "#f0f0f0", "#9a9a9a"
 
 
@@ -135,11 +134,8 @@ def _columns(heights: Sequence[int]) -> list[list[int]]:
 def _window(planes: Sequence[Plane], is_ct: bool) -> tuple[float, float]:
     """Return the intensities that are shown as black and as white."""
     values = np.concatenate([plane.image.ravel() for plane in planes])
-    if is_ct:
-        inside = values[np.concatenate([plane.labels.ravel() for plane in planes]) > 0]
-        return LUNG if inside.size and np.median(inside) < -300 else SOFT_TISSUE
-    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
-    return low, high if high > low else low + 1
+    inside = np.concatenate([plane.labels.ravel() for plane in planes]) > 0
+    return window(values, values[inside], is_ct)
 
 
 def _tilt(planes: Sequence[Plane]) -> str:

@@ -29,12 +29,13 @@ COMMANDS = (
     "pseudo_label",
     "rank",
     "train",
+    "view",
 )
 
 
 def test_every_command_is_installed() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert set(scripts) == {f"stunet_{name}" for name in COMMANDS}
+    assert set(scripts) == {"stunet", *(f"stunet_{name}" for name in COMMANDS)}
     for target in scripts.values():
         module, function = target.split(":")
         assert callable(getattr(importlib.import_module(module), function))
@@ -92,6 +93,7 @@ OUR_FLAGS = {
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
     "--disable_tta -device --precision --dry_run --accept_licence",
     "demo": "-o -device",
+    "view": "-d -djfile --reference --case --html --port --no_browser",
 }
 
 
@@ -177,6 +179,12 @@ def test_wrong_command_lines_are_refused_in_two_lines_before_torch_is_loaded(tmp
 3 evaluate -d 77 in
 2 evaluate in in -np 0
 3 evaluate in in --labels nosuch
+2 view
+3 view nowhere
+3 view -d 77
+2 view -d 998 in in
+2 view in --html page
+2 view in --port 70000
 3 plan_and_preprocess -d 77
 3 plan_and_preprocess -d 998 --preset x
 2 plan_and_preprocess -d 998 --stages x

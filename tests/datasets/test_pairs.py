@@ -73,6 +73,7 @@ def test_pairs_become_a_sound_dataset_with_consecutive_values(folder: Path) -> N
     assert content["channel_names"] == {"0": "T1", "1": "T1CE"}
     assert content["dataset"]["p_1"]["images"] == [str(folder / f"p_1{suffix}.nii.gz") for suffix in CHANNELS.values()]
     written = sitk.ReadImage(target / "labelsTr" / "p_1.nii.gz")
+    assert written.GetMetaData("intent_code") == "1002"
     expected = sitk.GetArrayFromImage(sitk.ReadImage(folder / "p_1_seg.nii.gz"))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written), np.where(expected == 4, 2, expected))
     assert written.GetSpacing() == pytest.approx((1, 2, 3))

@@ -73,6 +73,7 @@ def test_labels_have_the_values_of_the_union_on_the_grid_of_the_source(raw: Path
     nibabel.save(image, path)
     target = run()
     label = nibabel.load(target / "labelsTr/a_case_0.nii.gz")
+    assert label.header["intent_code"] == 1002
     expected = np.array([0, 2, 1], np.uint8)[np.asanyarray(image.dataobj)]
     np.testing.assert_array_equal(np.asanyarray(label.dataobj), expected)
     assert (label.get_data_dtype(), label.shape) == (np.uint8, image.shape)

@@ -167,6 +167,7 @@ def test_the_result_is_the_teachers_labels_where_nothing_is_annotated(raw: Path,
     np.testing.assert_array_equal(got[0], expected)
     np.testing.assert_array_equal(read(target / "labelsTr/case_0.nii.gz"), read(raw / "labelsTr/case_0.nii.gz"))
     before, after = (nibabel.load(folder / "labelsTr/case_1.nii.gz") for folder in (raw, target))
+    assert after.header["intent_code"] == 1002
     np.testing.assert_allclose(after.affine, before.affine)
 
     annotations = load_annotations(target)

@@ -48,6 +48,7 @@ def test_nifti_files_are_read_like_those_that_nnunet_writes(tmp_path: Path, endi
     SimpleITKIO().write_seg(LABELS, str(stock), properties)
     write_nifti(segmentation(), ours)
     check_nifti(ours)
+    assert nibabel.load(ours).header["intent_code"] == 1002  # NIFTI_INTENT_LABEL: viewers need not guess
     assert_same(sitk.ReadImage(str(ours)), sitk.ReadImage(str(stock)))
     ours_nibabel, stock_nibabel = nibabel.load(ours), nibabel.load(stock)
     np.testing.assert_allclose(ours_nibabel.affine, stock_nibabel.affine, atol=1e-5)

@@ -15,8 +15,9 @@ from stunet.errors import DataError
 from stunet.results import preview
 from stunet.results.colours import unit_colour
 from stunet.results.planes import Plane, cut, overlay
-from stunet.results.preview import LUNG, SOFT_TISSUE, _window, write_preview
+from stunet.results.preview import _window, write_preview
 from stunet.results.segmentation import Segmentation
+from stunet.results.window import LUNG, SOFT_TISSUE
 from tests.loops import for_each
 
 DATASET = {"labels": {"background": 0, "liver": 1, "spleen": 2, "sternum": 3, "brain": 4}}

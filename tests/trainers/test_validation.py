@@ -173,6 +173,7 @@ def test_a_case_that_was_turned_is_written_and_measured_as_its_file_lies(make: M
     truth = data.parent / "gt_segmentations" / f"{name}.nii.gz"
     sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(truth), "SAR"), truth)
     written = sitk.ReadImage(ours(trainer, probabilities=True) / f"{name}.nii.gz")
+    assert written.GetMetaData("intent_code") == "1002"
     np.testing.assert_allclose(written.GetDirection(), sitk.ReadImage(truth).GetDirection())
     np.testing.assert_allclose(written.GetOrigin(), sitk.ReadImage(truth).GetOrigin(), atol=1e-5)
     np.testing.assert_array_equal(labels_of(sitk.DICOMOrient(written, "LPS")), before)
