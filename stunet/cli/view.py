@@ -10,6 +10,8 @@ from pathlib import Path
 from stunet import console
 from stunet.cli.common import new_parser, run
 from stunet.cli.shown import Shown
+from stunet.errors import UsageError
+from stunet.runs.overview import last_trained
 from stunet.runs.viewing import ViewingRequest, open_viewer, write_page
 
 EXAMPLES = """examples:
@@ -17,6 +19,7 @@ EXAMPLES = """examples:
   stunet_view flair.nii.gz t1.nii.gz segmentation.nii.gz --reference truth.nii.gz
   stunet_view -d 3 out                            # predictions beside images and labels of dataset 3
   stunet_view -d 3                                # its labels
+  stunet_view --last                              # the validation of the training that was finished last
   stunet_view imagesTs out --reference labelsTs
   stunet_view -d 3 out --case liver_7 --html liver_7.html
 
@@ -41,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference", type=Path, metavar="PATH", help="file or folder to compare with")
     parser.add_argument("-d", metavar="ID", help="dataset whose images, labels and class names to take")
     parser.add_argument(
+        "--last", action="store_true", help="the validation cases of the training that was finished last"
+    )
+    parser.add_argument(
         "-djfile", type=Path, help="dataset.json with the names of the classes; default: beside the files"
     )
     parser.add_argument("--case", metavar="NAME", help="the case to begin with")
@@ -53,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> None:
+    if args.last:
+        _name_last(args)
     request = ViewingRequest(
         paths=args.paths,
         reference=args.reference,
@@ -75,6 +83,15 @@ def _command(args: argparse.Namespace) -> None:
         server.run()
     except KeyboardInterrupt:
         console.note("stopped")
+
+
+def _name_last(args: argparse.Namespace) -> None:
+    """Put the validation of the training that was finished last where the user's files would be."""
+    if args.paths or args.d or args.reference:
+        raise UsageError("--last names the files: no paths, -d or --reference", "leave them out")
+    fold = last_trained()
+    console.note(f"the validation of {fold.name}")
+    args.paths, args.d = [fold.folder / "validation"], fold.folder.parts[-3]
 
 
 def _has_display() -> bool:

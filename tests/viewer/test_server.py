@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from stunet.cli.view import main
 from stunet.errors import DataError, UsageError
+from stunet.files import write_json
 from stunet.runs.viewing import ViewingRequest, open_viewer, write_page
 from stunet.viewer.server import ViewServer
 from tests.loops import for_each
@@ -213,3 +215,28 @@ def test_ctrl_c_ends_the_command(paths: list[Path]) -> None:
     _, said = started.communicate(timeout=60)
     assert started.returncode == 0
     assert said.splitlines()[-1] == "stopped"
+
+
+def test_the_last_validation_is_shown_with_its_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    assert main(["--last"]) == 3
+    assert "no training is finished" in capsys.readouterr().err
+    raw = tmp_path / "raw/Dataset007_X"
+    fold = tmp_path / "results/Dataset007_X/STUNetTrainer__STUNetPlans_T__3d_fullres/fold_0"
+    files = raw / "imagesTr/a_0000.nii.gz", raw / "labelsTr/a.nii.gz", fold / "validation/a.nii.gz"
+    for path, array in zip(files, (intensities(), labels(), labels(1)), strict=True):
+        path.parent.mkdir(parents=True)
+        write(image_of(array), path)
+    values = {"background": 0, "one": 1, "two": 2, "three": 3}
+    description = {"channel_names": {"0": "CT"}, "labels": values, "numTraining": 1, "file_ending": ".nii.gz"}
+    write_json(raw / "dataset.json", description)
+    write_json(fold / "validation/summary.json", {"foreground_mean": {"Dice": 0.5}, "mean": {}})
+    (fold / "checkpoint_final.pth").touch()
+    assert main(["--last", "--html", str(tmp_path / "page.html")]) == 0
+    assert f"the validation of Dataset007_X/{fold.parent.name}/fold_0" in capsys.readouterr().err
+    assert "Dice" in (tmp_path / "page.html").read_text()
+    assert main(["--last", "-d", "7"]) == 2
