@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"datasets", "evaluation", "labels"},
     "plans": {"architectures", "datasets", "folds", "labels", "losses", "nnunet", "workers"},
     "weights": {"architectures", "labels", "plans"},
+    "report": {"datasets", "evaluation", "plans", "results", "weights"},
     "models": {"labels", "plans", "weights"},
     "preprocessing": {"datasets", "folds", "labels", "nnunet", "plans", "resampling", "weights", "workers"},
     "provenance": {"folds", "labels", "plans", "preprocessing"},
@@ -43,11 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
                   "weights"},
     "merging": {"datasets", "inference", "labels", "workers"},
     "trainers": {"architectures", "datasets", "evaluation", "folds", "inference", "labels", "losses", "nnunet", "plans",
-                 "preprocessing", "provenance", "weights", "workers"},
+                 "preprocessing", "provenance", "report", "weights", "workers"},
     "nnunet_ext": {"trainers"},
     "ranking": {"architectures", "datasets", "evaluation", "inference", "labels", "models", "plans", "weights"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
-             "probing", "provenance", "ranking", "results", "trainers"},
+             "probing", "provenance", "ranking", "report", "results", "trainers"},
     "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "runs", "trainers"},
 }
 # fmt: on

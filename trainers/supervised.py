@@ -6,7 +6,7 @@ from typing import Any
 
 from stunet.errors import DataError
 from stunet.labels.annotations import Annotations, complete_annotations, mirrored_values
-from stunet.labels.names import Sides, sides
+from stunet.labels.names import Sides, head_classes, sides
 from stunet.trainers.data.mirroring import MirrorSides
 from stunet.trainers.trainer import BaseTrainer
 
@@ -47,6 +47,10 @@ class STUNetTrainer(BaseTrainer):
     def mirrored(self) -> str:
         """The value of `mirror` that counts."""
         return "none" if self.augment == "none" else self.mirror
+
+    def class_names(self) -> list[str]:
+        """Return the names of what count() counts, in its order."""
+        return [name for name in head_classes(self.dataset_json["labels"]) if name != "background"]
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """Return the augmentation as in every training; without, what prepares labels, as for validation patches."""

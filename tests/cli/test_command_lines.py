@@ -28,6 +28,7 @@ COMMANDS = (
     "pretrain",
     "pseudo_label",
     "rank",
+    "report",
     "train",
 )
 
@@ -89,6 +90,7 @@ OUR_FLAGS = {
     "--seed --series --orientation -step_size -device --precision --threads --overwrite --disable_progress_bar "
     "--accept_licence",
     "info": "--json",
+    "report": "-o --no_slices",
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
     "--disable_tta -device --precision --dry_run --accept_licence",
     "demo": "-o -device",

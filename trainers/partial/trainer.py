@@ -109,6 +109,13 @@ class STUNetPartialTrainer(STUNetTrainer):
             return count_annotated(logits, target, *here, ignore=ignore)
         return count_groups(logits, target, *here, values=self.value_count, ignore=ignore)
 
+    def class_names(self) -> list[str]:
+        """Return the outputs of a sigmoid head, or the labels of the label files by value."""
+        if self.label_manager.has_regions:
+            return list(self.annotations.outputs)
+        values = self.annotations.values
+        return [name for name in sorted(values, key=values.__getitem__) if values[name] > 0]
+
     def on_train_start(self) -> None:
         """Report how often each label will be seen; write labels.toml if the dataset's labels are not the network's."""
         super().on_train_start()
