@@ -8,7 +8,7 @@ from stunet.report.blocks import Block, Cell, Section, Table, Text, number, text
 from stunet.report.compared import Compared, nanmean
 from stunet.report.plots import distributions, volumes
 
-WORST = 6  # cases with slices
+WORST = 5  # cases with slices
 FORMS = {"NSD": ".3f", "HD95": ".2f"}
 
 HOW = (
@@ -38,7 +38,7 @@ def sections(compared: Compared, slices_of: Callable[[int], Block] | None = None
     ]
     if slices_of:
         found.insert(3, Section(f"{title}worst cases", [slices_of(position) for position in worst]))
-    return found
+    return [Section(f"{section.title[:1].upper()}{section.title[1:]}", section.blocks) for section in found]
 
 
 def worst_first(compared: Compared) -> list[int]:

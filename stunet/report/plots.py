@@ -72,6 +72,7 @@ def curves(
             say(axes, "no numbers")
         elif log and min(v for values in lines.values() for v in values if isfinite(v)) > 0:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
         if limits and known:
             axes.set_ylim(*limits)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -175,6 +176,7 @@ def _volumes_together(compared: Compared) -> Figure:
         many = is_many(int(known.sum()))
         axes.scatter(middle[known], percent[known], s=6, c=colours, alpha=0.5, linewidths=0, rasterized=many)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")  # without formulas, which names with dollars would be taken for
         axes.set(
             title="All classes",
             xlabel=f"mean volume, {compared.unit}",
