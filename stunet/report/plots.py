@@ -247,12 +247,16 @@ def histograms(panels: Mapping[str, Sequence[float]], units: Mapping[str, str], 
         grid = canvas.subplots(rows, columns, squeeze=False).flat
         for axes, (name, values) in zip(grid, panels.items(), strict=False):
             axes.set(title=label(name, 34), xlabel=units.get(name, ""), ylabel="cases")
-            if len(values):
-                low, high = min(values), max(values)
-                bins = np.linspace(low, high, 21) if high > low else np.array([low - 0.5, low + 0.5])
-                axes.hist(values, bins=bins, color=COLOURS[0])
+            if len(values) and max(values) > min(values):
+                axes.hist(values, bins=np.linspace(min(values), max(values), 21), color=COLOURS[0])
+                axes.xaxis.set_major_locator(MaxNLocator(4))
             else:
-                say(axes, "no numbers")
+                all_are = (
+                    f"{len(values)} cases, all {values[0]:.4g} {units.get(name, '')}" if len(values) else "no numbers"
+                )
+                say(axes, all_are)
+                axes.set(xticks=[], yticks=[])
+                continue
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in canvas.axes[len(panels) :]:
             axes.set_visible(False)
