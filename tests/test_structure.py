@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": {"datasets", "evaluation", "labels"},
     "plans": {"architectures", "datasets", "folds", "labels", "losses", "nnunet", "workers"},
     "weights": {"architectures", "labels", "plans"},
-    "report": {"datasets", "evaluation", "plans", "results", "weights", "workers"},
+    "report": {"datasets", "evaluation", "labels", "plans", "results", "weights", "workers"},
     "models": {"labels", "plans", "weights"},
     "preprocessing": {"datasets", "folds", "labels", "nnunet", "plans", "resampling", "weights", "workers"},
     "provenance": {"folds", "labels", "plans", "preprocessing"},

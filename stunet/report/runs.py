@@ -7,15 +7,19 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stunet.errors import DataError, StunetError
 from stunet.files import read_json, write_json
-from stunet.images import read_header
-from stunet.kinds import CLASSES, SUMMARY_OF_CASES, read, read_dataset_json
+from stunet.images import file_reader, read_header
+from stunet.kinds import CLASSES, SUMMARY_OF_CASES, normalize_labels, read, read_dataset_json
+from stunet.labels.names import head_classes
 from stunet.plans.plan import Plan
+from stunet.report.calibration import Case
 from stunet.report.compared import Compared, of_summary
 from stunet.report.history import LOGS, History, read_history
 from stunet.results.run_report import versions
@@ -61,6 +65,17 @@ class Model:
         except StunetError:
             return {}
         return content if isinstance(content, Mapping) else {}
+
+    @property
+    def rows(self) -> tuple[dict[str, tuple[int, ...]], int | None]:
+        """Values of each row of its probabilities by class name, and the ignored value; empty if they are not known."""
+        try:
+            labels = normalize_labels(self.dataset["labels"])
+            ignore = labels.get("ignore")
+            rows = {name: tuple(np.atleast_1d(labels[name]).astype(int).tolist()) for name in head_classes(labels)}
+        except (KeyError, TypeError, ValueError):
+            return {}, None
+        return rows, ignore if isinstance(ignore, int) else None
 
     @property
     def reader(self) -> str:
@@ -158,6 +173,21 @@ class Fold:
             reference = Path(base) / self.model.dataset_name / "gt_segmentations" / reference.name
         return (here if here.is_file() else prediction), reference
 
+    def probabilities(self) -> list[Case]:
+        """Return the cases of the validation whose probabilities were saved."""
+        found = []
+        for path in sorted((self.folder / "validation").glob("*.npz")):
+            name = f"{path.stem}{self.model.ending}"
+            position = next((i for i, pair in enumerate(self._files) if pair[0].name == name), None)
+            if position is not None:
+                _, reference = self.pair(*self._files[position])
+                found.append(Case(path, partial(_labels, self.model.reader, reference)))
+        return found
+
+    @property
+    def _files(self) -> Sequence[tuple[Path, Path]]:
+        return self.compared.files if self.compared else ()
+
     def images(self, case: str) -> list[Path]:
         """Return the raw images of a case; none if they are not found."""
         return list(self.model.raw_images.get(case, ()))
@@ -171,6 +201,11 @@ class Fold:
                 continue
             return float(spacing[0] * spacing[1] * spacing[2] / 1000) if len(spacing) == 3 else None
         return None
+
+
+def _labels(reader: str, path: Path) -> np.ndarray:
+    labels: np.ndarray = file_reader(reader).read_seg(str(path))[0][0]
+    return labels
 
 
 def write_environment(folder: Path, device: str) -> None:

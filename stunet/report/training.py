@@ -13,7 +13,7 @@ from stunet import __version__
 from stunet.errors import StunetError
 from stunet.files import cached_sha256_of
 from stunet.plans.plan import Plan
-from stunet.report import comparison, page
+from stunet.report import calibration, comparison, page
 from stunet.report.blocks import Block, Cell, Facts, Links, Page, Section, Table, Text, number, text
 from stunet.report.compared import Compared, joined
 from stunet.report.history import FILE, Epoch, History
@@ -212,7 +212,17 @@ def _validation(folds: Sequence[Fold], compared: Compared | None, with_slices: b
         name = f"{case}: mean Dice {means[position]:.3f}"
         return slices(name, at[case].images(case), reference, prediction, model.reader, model.dataset, shown)
 
-    return comparison.sections(compared, slices_of if with_slices else None, title)
+    found = comparison.sections(compared, slices_of if with_slices else None, title)
+    if with_slices:
+        found.append(Section(f"{title}calibration", _calibration(folds)))
+    return found
+
+
+def _calibration(folds: Sequence[Fold]) -> list[Block]:
+    """Return how far probabilities are right, where the validation has saved them (--npz)."""
+    cases = [case for fold in folds for case in fold.probabilities()]
+    rows, ignore = folds[0].model.rows
+    return calibration.blocks(calibration.measure(cases, rows, ignore)) if cases and rows else []
 
 
 def _transfer(fold: Fold) -> list[Block]:

@@ -28,7 +28,7 @@ def trained(planned: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """The folder of a fold that was trained for two short epochs, and validated."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_results", str(tmp_path_factory.mktemp("results")))
-        yield stunet.train(998, set=ROUND, device="cpu").folder
+        yield stunet.train(998, set=ROUND, device="cpu", npz=True).folder
 
 
 @pytest.fixture
@@ -46,7 +46,13 @@ def classes_of(fold: Path) -> list[str]:
 
 def test_a_training_leaves_a_report_and_a_row_per_epoch(trained: Path) -> None:
     page = check_page(trained / "report.html")
-    for told in ("Dataset998_Phantom, fold 0", "2 of 2", "Final validation: worst cases", "An estimate from random"):
+    for told in (
+        "Dataset998_Phantom, fold 0",
+        "2 of 2",
+        "Final validation: worst cases",
+        "Calibration, worst first",
+        "An estimate from random",
+    ):
         assert told in page.text
     for name in classes_of(trained):
         assert name in page.text
