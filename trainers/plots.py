@@ -155,7 +155,7 @@ class Logger(MetaLogger):
 class PretrainingLogger(Logger):
     """Plots loss and measure of a pre-training beside what they are for a network that knows nothing.
 
-    Its numbers per epoch are in pretraining.json: it writes no metrics.csv, and no report.
+    Its numbers per epoch are in pretraining.json: it writes no metrics.csv.
 
     Attributes:
         measure: Name of the measure, which is logged as nnU-Net's Dice.
@@ -171,11 +171,11 @@ class PretrainingLogger(Logger):
 
     def begin(self, trainer: "BaseTrainer") -> None:
         self.title = f"{trainer.plan.dataset_name} · {trainer.plan.name}"
+        self._warn = trainer.listener.warning
+        if trainer.local_rank == 0:
+            write_environment(Path(trainer.output_folder), _device_name(trainer.device))
 
     def record(self, folder: Path) -> None:
-        return
-
-    def report(self, output_folder: str, with_slices: bool = False) -> None:
         return
 
     def draw(self, figure: "Figure") -> None:

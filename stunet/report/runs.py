@@ -23,7 +23,7 @@ from stunet.report.calibration import Case
 from stunet.report.compared import Compared, of_summary
 from stunet.report.history import LOGS, History, read_history
 from stunet.results.run_report import versions
-from stunet.workspace import FINAL, LATEST
+from stunet.workspace import FINAL, LATEST, PRETRAINER, PRETRAINING
 
 SUMMARY = "validation/summary.json"
 ENVIRONMENT = "environment.json"  # ours, in the folder of a fold: versions and device of its training
@@ -137,6 +137,11 @@ class Fold:
         count = max((len(epoch.dice_of_classes) for epoch in history.epochs), default=0)
         names = list(history.classes) or list(self.model.classes.values())
         return History(history.epochs, names if len(names) == count else [f"class {k + 1}" for k in range(count)])
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether it learned without labels."""
+        return self.model.names[0] == PRETRAINER or (self.folder / PRETRAINING).is_file()
 
     @property
     def is_finished(self) -> bool:

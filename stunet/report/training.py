@@ -20,7 +20,7 @@ from stunet.report.history import FILE, Epoch, History
 from stunet.report.plots import curves
 from stunet.report.runs import ENVIRONMENT, Fold, Model
 from stunet.report.slices import slices
-from stunet.workspace import BEST, FINAL, LATEST
+from stunet.workspace import BEST, FINAL, LATEST, PRETRAINING
 
 NAME = "report.html"
 FOOTER = f"Written by stunet {__version__}. The file holds everything it shows; it loads nothing."
@@ -59,6 +59,14 @@ def fold_page(fold: Fold, with_slices: bool = True) -> Page:
     """Return the report of a fold."""
     model, history, compared = fold.model, fold.history, fold.compared
     trainer, plans, configuration = model.names
+    if fold.is_pretraining:
+        parts = [Section("Course of the pre-training", _pretraining(fold))]
+    else:
+        parts = [
+            Section("Course of the training", _course(history)),
+            Section("Classes during training", _online(history)),
+            *_validation([fold], compared, with_slices),
+        ]
     state = "trained" if fold.is_finished else "in training, or stopped"
     numbers = [("epochs", _epochs_of(fold)), *(comparison.headline(compared) if compared else ())]
     return Page(
@@ -66,9 +74,7 @@ def fold_page(fold: Fold, with_slices: bool = True) -> Page:
         subtitle=f"{configuration or model.folder.name} · {plans} · {trainer or 'unknown trainer'} · {state}",
         headline=numbers,
         sections=[
-            Section("Course of the training", _course(history)),
-            Section("Classes during training", _online(history)),
-            *_validation([fold], compared, with_slices),
+            *parts,
             Section("Weights it started from", _transfer(fold)),
             Section("Settings", [Facts(_settings(fold))]),
             Section("Versions and files", _files(fold)),
@@ -144,6 +150,33 @@ def _course(history: History) -> list[Block]:
         caption = "Largest memory so far: of the GPU, or of the main process where there is none."
         blocks.append(curves("Memory", epochs, memory, "GB", caption, 1.7))
     return blocks
+
+
+def _pretraining(fold: Fold) -> list[Block]:
+    """Return loss and measure of a pre-training beside what they are by chance."""
+    history, summary = fold.history, fold.json(PRETRAINING)
+    if not history.epochs:
+        return [Text("No finished epoch was found.")]
+    epochs = [epoch.number for epoch in history.epochs]
+    measure = str(summary.get("measure") or "measure of the method")
+    losses = {"training": history.values("train_loss"), "held-out subjects": history.values("validation_loss")}
+    measures = {"held-out subjects": history.values("dice_mean")}
+    for key, name, lines in (
+        ("chance_loss", "chance", losses),
+        ("chance", "chance", measures),
+        ("untrained", "untrained network", measures),
+    ):
+        if isinstance(value := summary.get(key), int | float):
+            lines[name] = [float(value)] * len(epochs)
+    blocks: list[Block] = [Facts([("method", str(summary["method"]))])] if summary.get("method") else []
+    told = "It is of the pretext task, and says nothing about segmentation by itself."
+    return [
+        *blocks,
+        curves("Loss", epochs, losses, "loss", "Loss of each epoch."),
+        curves(measure, epochs, measures, measure, f"{measure} on held-out subjects. {told}"),
+        curves("Learning rate", epochs, {"": history.values("learning_rate")}, "rate", "Learning rate.", 1.9),
+        curves("Time", epochs, {"": history.values("seconds")}, "seconds", "Time of each epoch.", 1.9),
+    ]
 
 
 def _waiting(epochs: Sequence[Epoch]) -> str:
