@@ -5,8 +5,10 @@ text. COLOURS stand out from white and from the dark page alike (3:1 and more). 
 Read next: plots.py, which has the drawings themselves.
 """
 
+import base64
 import io
 import re
+import struct
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -66,6 +68,16 @@ def drawn(draw: "Callable[[Canvas], None]", height: float, caption: str, alt: st
             nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             canvas.savefig(stream, format="svg", dpi=DPI, metadata=nothing)
     return Figure(_inline(stream.getvalue()), caption, alt)
+
+
+def embedded(png: bytes, caption: str, alt: str) -> Figure | None:
+    """Return a figure that shows a PNG as it is; None if it is none."""
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
+        return None
+    width, height = struct.unpack(">II", png[16:24])  # of the IHDR chunk
+    data = base64.b64encode(png).decode()
+    picture = f'<image width="{width}" height="{height}" xlink:href="data:image/png;base64,{data}"/>'
+    return Figure(f'<svg viewBox="0 0 {width} {height}" focusable="false">{picture}</svg>', caption, alt)
 
 
 def is_many(dots: int) -> bool:
