@@ -46,10 +46,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainers": {"architectures", "datasets", "evaluation", "folds", "inference", "labels", "losses", "nnunet", "plans",
                  "preprocessing", "provenance", "report", "weights", "workers"},
     "nnunet_ext": {"trainers"},
-    "ranking": {"architectures", "datasets", "evaluation", "inference", "labels", "models", "plans", "weights"},
+    "ranking": {"architectures", "datasets", "evaluation", "inference", "labels", "models", "plans", "report",
+                "weights"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
              "probing", "provenance", "ranking", "report", "results", "trainers"},
-    "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "runs", "trainers"},
+    "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "report", "runs", "trainers"},
 }
 # fmt: on
 TOP = {"cli", "stunet"}  # the commands and the Python API: they may import everything, and nothing imports them
