@@ -52,7 +52,7 @@ class BaseTrainer(nnUNetTrainer):
     Constructing one takes nnU-Net's five arguments, which nnU-Net finds by their names; configure() takes the rest. A
     procedure is a subclass that overrides some of these:
 
-        criterion, tables, count                            the loss, and the online evaluation
+        criterion, tables, count, class_names               the loss, and the online evaluation
         case_weights, annotated_values, replaced_transforms what is drawn, and how it is augmented
         measure_validation                                  the evaluation at the end
         more_state, load_network_state                      what else a checkpoint holds

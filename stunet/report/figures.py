@@ -77,7 +77,8 @@ def embedded(png: bytes, caption: str, alt: str) -> Figure | None:
     width, height = struct.unpack(">II", png[16:24])  # of the IHDR chunk
     data = base64.b64encode(png).decode()
     picture = f'<image width="{width}" height="{height}" xlink:href="data:image/png;base64,{data}"/>'
-    return Figure(f'<svg viewBox="0 0 {width} {height}" focusable="false">{picture}</svg>', caption, alt)
+    svg = f'<svg viewBox="0 0 {width} {height}" style="max-width:{width}px" focusable="false">{picture}</svg>'
+    return Figure(svg, caption, alt)
 
 
 def is_many(dots: int) -> bool:
