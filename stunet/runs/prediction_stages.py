@@ -51,11 +51,13 @@ def run_stages(
     from stunet.results.run_report import RunReport
 
     report = RunReport(command, stages[-1].options.device, stages[-1].made_by) if request.report else None
-    _make_writable(folder)
+    if request.report and request.report.resolve().parent == folder.resolve():
+        _make_writable(folder)
     if report:
         _write_report(report, request, folder, None)  # fail now if it cannot be written
     errors: dict[str, StunetError] = {}
     names, ending = [case.name for case in cases], ""
+    _make_writable(folder)
     try:
         with _reserved(request, cases, folder), _terminable(listener):
             while stages:
