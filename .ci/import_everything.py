@@ -5,6 +5,8 @@ import pkgutil
 
 import stunet
 from stunet import presets
+from stunet.report.blocks import Page
+from stunet.report.page import render
 from stunet.viewer.page import SCRIPTS, STYLES, asset, served_page
 
 names = [module.name for module in pkgutil.walk_packages(stunet.__path__, "stunet.")]
@@ -12,6 +14,8 @@ for name in names:
     importlib.import_module(name)
 expected = {"cli", "datasets", "inference", "nnunet_ext", "plans", "presets", "trainers"}
 missing = expected - {name.split(".")[1] for name in names}
+if "<html" not in render(Page("title", "", [])):
+    raise SystemExit("not in the wheel: the templates of reports")
 if missing or not presets.names():
     raise SystemExit(f"not in the wheel: {', '.join(sorted(missing)) or 'the presets'}")
 if not served_page() or not all(map(asset, (*SCRIPTS, *STYLES, "niivue.LICENSES.txt"))):

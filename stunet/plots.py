@@ -14,17 +14,25 @@ DPI = 150
 
 
 @contextmanager
-def plotted(path: Path, width: float, height: float) -> "Iterator[Figure]":
-    """Yield a figure of this size, in inches, which is written at the end of the block; it appears whole."""
+def own_style() -> Iterator[None]:
+    """Draw in matplotlib's own style within the block; that of the process comes back at its end."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False  # names may have dollars
+        yield
+
+
+@contextmanager
+def plotted(path: Path, width: float, height: float, dpi: int = DPI) -> "Iterator[Figure]":
+    """Yield a figure of this size, in inches, which is written at the end of the block; it appears whole."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with own_style():
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         with atomic_write(path) as part:
-            figure.savefig(part, dpi=DPI)
+            figure.savefig(part, dpi=dpi)

@@ -20,7 +20,8 @@ TRAINER, PARTIAL_TRAINER, PRETRAINER = "STUNetTrainer", "STUNetPartialTrainer", 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
 PRETRAINING = "pretraining.json"  # ours: loss and measure per epoch of a pre-training
 PRETRAINED, PRETRAINED_TEACHER = "pretrained.pth", "pretrained_teacher.pth"  # its networks, in nnssl's format
-DRAWN = "progress.png", "pictures/epoch_*.png"  # in a fold's folder: the course of its training (trainers/)
+# In the folder of a fold: the course of its training (trainers/, report/).
+DRAWN = "progress.png", "pictures/epoch_*.png", "metrics.csv", "report.html"
 HANDED_OVER = "predicted_next_stage"
 DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net recognizes as datasets
 

@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "viewer": {"datasets", "results"},
     "plans": {"architectures", "datasets", "folds", "labels", "losses", "nnunet", "workers"},
     "weights": {"architectures", "labels", "plans"},
+    "report": {"datasets", "evaluation", "labels", "plans", "results", "weights", "workers"},
     "models": {"labels", "plans", "weights"},
     "preprocessing": {"datasets", "folds", "labels", "nnunet", "plans", "resampling", "weights", "workers"},
     "provenance": {"folds", "labels", "plans", "preprocessing"},
@@ -44,12 +45,13 @@ MAY_IMPORT: dict[str, set[str]] = {
                   "weights"},
     "merging": {"datasets", "inference", "labels", "workers"},
     "trainers": {"architectures", "datasets", "evaluation", "folds", "inference", "labels", "losses", "nnunet", "plans",
-                 "preprocessing", "provenance", "weights", "workers"},
+                 "preprocessing", "provenance", "report", "weights", "workers"},
     "nnunet_ext": {"trainers"},
-    "ranking": {"architectures", "datasets", "evaluation", "inference", "labels", "models", "plans", "weights"},
+    "ranking": {"architectures", "datasets", "evaluation", "inference", "labels", "models", "plans", "report",
+                "weights"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
-             "probing", "provenance", "ranking", "results", "trainers", "viewer"},
-    "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "runs", "trainers"},
+             "probing", "provenance", "ranking", "report", "results", "trainers", "viewer"},
+    "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "report", "runs", "trainers"},
 }
 # fmt: on
 TOP = {"cli", "stunet"}  # the commands and the Python API: they may import everything, and nothing imports them

@@ -402,6 +402,7 @@ class STUNetPretrainer(BaseTrainer):
         if self.local_rank == 0:
             write_json(Path(self.output_folder) / PRETRAINING, self.summary())
         self.write_record()
+        self.logger.validated(self)
 
     def summary(self) -> dict[str, Any]:
         """Return the method, chance levels, and loss and measure of each epoch on held-out subjects, as JSON."""

@@ -52,7 +52,7 @@ class BaseTrainer(nnUNetTrainer):
     Constructing one takes nnU-Net's five arguments, which nnU-Net finds by their names; configure() takes the rest. A
     procedure is a subclass that overrides some of these:
 
-        criterion, tables, count                            the loss, and the online evaluation
+        criterion, tables, count, class_names               the loss, and the online evaluation
         case_weights, annotated_values, replaced_transforms what is drawn, and how it is augmented
         measure_validation                                  the evaluation at the end
         more_state, load_network_state                      what else a checkpoint holds
@@ -103,8 +103,7 @@ class BaseTrainer(nnUNetTrainer):
         # With two stages there is a single head, whose weight would be nnU-Net's for the last head: zero.
         self.enable_deep_supervision = len(self.configuration_manager.pool_op_kernel_sizes) > 2
         self.configure()
-        self.running = False
-        self.stop_requested = False
+        self.running = self.stop_requested = False
         self.step_outputs: list[dict] = []  # of the running epoch's training steps
         self.to_replay: list[dict] = []  # the same from before an interruption, which are not computed again
         self._trained_with: dict[str, Any] | None = None  # provenance.py's record; the checkpoint's, if one was loaded
@@ -318,6 +317,7 @@ class BaseTrainer(nnUNetTrainer):
         self._settle_folds()
         super().on_train_start()
         self.write_record()
+        self.logger.begin(self)
 
     def on_train_epoch_start(self) -> None:
         """Freeze and unfreeze what the epoch requires, then start it as nnU-Net does."""
@@ -362,6 +362,7 @@ class BaseTrainer(nnUNetTrainer):
         due = sharding.any_rank(time.monotonic() - self._saved > SAVE_INTERVAL_S, self.device)
         # nnU-Net saves if the number of finished epochs is a multiple of this, so the larger value means not now.
         self.save_every = 1 if due else self.num_epochs + 1
+        self.logger.note_cost(self)
         super().on_epoch_end()
         self.listener.epoch(self)
 
@@ -372,14 +373,14 @@ class BaseTrainer(nnUNetTrainer):
     def on_train_end(self) -> None:
         """End as nnU-Net does, with a plot of all epochs, however fast the last ones were."""
         super().on_train_end()
-        if self.local_rank == 0:  # after the checkpoint, which a plot that fails must not cost
-            self.logger.plot(self.output_folder)
+        self.logger.end(self)  # after the checkpoint, which a plot that fails must not cost
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Run nnU-Net's final validation in this process and in bounded memory: see validation.py."""
         validate(self, save_probabilities)
         if self._trained_with is not None:
             self.write_record()
+        self.logger.validated(self)
 
     def measure_validation(self, processes: int) -> None:
         """Compare what `processes` processes have predicted with the labels, and write summary.json."""
@@ -472,9 +473,8 @@ class BaseTrainer(nnUNetTrainer):
         self.finetuning.load(self.bare_network(), weights, more.get("adapters", {}))
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """Load full tensors into the network, which may be sharded."""
+        """Load full tensors, as checkpoints of any number of processes hold them; the network may be sharded."""
         network = self.bare_network()
-        # Checkpoints hold full tensors, whatever number of processes wrote them.
         network.load_state_dict(sharding.shard_like(weights, network.state_dict()))
 
     # The record of what the network was trained with (provenance.py).

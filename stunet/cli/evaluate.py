@@ -12,9 +12,10 @@ from stunet.cli.common import new_parser, run
 from stunet.cli.shown import Shown
 from stunet.runs.evaluation import MAX_PROCESSES, EvaluationRequest, EvaluationResult, evaluate
 
+IN_FOLDER = Path("report.html")  # the name of the report where none is given
 EXAMPLES = """examples:
   stunet_evaluate nnUNet_raw/Dataset003_Liver/labelsTs predictions --tolerance 2 --csv results.csv
-  stunet_evaluate -d 3 predictions --chill
+  stunet_evaluate -d 3 predictions --chill --report
   stunet_evaluate amos22/labelsVa predictions --labels amos
 
 Dice, IoU and counts are nnU-Net's. NSD is the surface Dice of Nikolov et al. (2021): the share of both surfaces that
@@ -59,6 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--labels", metavar="NAME", help="label system of the references: amos, word, btcv, ..., or a .toml file"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write one row per case and class")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        nargs="?",
+        const=IN_FOLDER,
+        metavar="FILE",
+        help="also write a page for readers: classes, volumes, worst cases (report.html in pred_folder)",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
     return run(parser, _command, argv)
 
@@ -75,8 +84,17 @@ def _command(args: argparse.Namespace) -> None:
         tolerance=args.tolerance,
         labels=args.labels,
         csv=args.csv,
+        report=_report(args),
     )
     evaluate(request, ShownAsJson() if args.json else Shown())
+
+
+def _report(args: argparse.Namespace) -> Path | None:
+    """Return the file of --report, which stands without a value for one beside the predictions."""
+    if args.report is not IN_FOLDER:
+        return args.report
+    folder: Path = args.pred_folder.parent if args.pred_folder.is_file() else args.pred_folder
+    return folder / IN_FOLDER
 
 
 class ShownAsJson(Shown):

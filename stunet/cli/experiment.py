@@ -5,9 +5,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stunet import console
 from stunet.cli import common
@@ -18,9 +16,6 @@ from stunet.experiment.checks import check_done, check_experiment
 from stunet.experiment.child import MODULE, write_request
 from stunet.experiment.runs import DONE, FAILED, Record, results, run
 from stunet.models import store
-
-if TYPE_CHECKING:
-    from stunet.experiment.summary import Row
 
 EXAMPLE = """example: a FILE.toml
   dataset = 4                               # number or name
@@ -121,19 +116,9 @@ def _summarise(todo: Mapping[Arm, Sequence[str]], record: Record, as_json: bool)
     if as_json:
         console.result_json(summary.to_json(rows))
     else:
-        columns = ("arm", "cases", "seeds", "Dice", "sd", "difference", "95 % interval", "pairs", "against")
-        console.table(columns, map(_cells, rows))
+        console.table(*summary.table_of(rows))
     for path in summary.write(rows, record.folder):
         console.note(f"wrote {path}")
     done = sum(record.state(words) == DONE for words in todo.values())
     if done < len(todo):
         console.warn(f"{done} of {len(todo)} arms are done")
-
-
-def _cells(row: "Row") -> list[str]:
-    def number(value: float, sign: str = "") -> str:
-        return "-" if isnan(value) else f"{value:{sign}.4f}"
-
-    interval = "-" if isnan(row.low) else f"{row.low:+.4f} to {row.high:+.4f}"
-    measured = [number(row.dice), number(row.sd), number(row.difference, "+"), interval]
-    return [row.line, str(row.cases), str(len(row.seeds)), *measured, str(row.pairs or "-"), row.baseline or "-"]

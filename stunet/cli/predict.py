@@ -144,7 +144,12 @@ def _new_parser() -> argparse.ArgumentParser:
         "--statistics", action="store_true", help="volume and mean intensity per class: statistics.json, statistics.csv"
     )
     add("--preview", action="store_true", help="a picture of each case: CASE_preview.png")
-    add("--report", type=Path, metavar="FILE", help="a JSON file with times per stage, memory, versions and hashes")
+    add(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="times, memory, versions, hashes: JSON, or a page for readers if it ends with .html",
+    )
     add("--disable_progress_bar", action="store_true", help="show no progress")
     common.add_licence_flag(parser)
     add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")

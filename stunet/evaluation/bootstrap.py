@@ -19,9 +19,14 @@ def draw_counts(n: int, draws: int, random: np.random.Generator) -> np.ndarray:
 
 def mean_dice_of_draws(dice_CK: np.ndarray, counts_DC: np.ndarray) -> np.ndarray:
     """Return the mean Dice of each draw D, given how often each case occurs in it; NaN for a draw without classes."""
-    valid = ~np.isnan(dice_CK)
-    # One matrix product for all draws, in place of a resampled table for each.
-    total, number = counts_DC @ np.where(valid, dice_CK, 0), counts_DC @ valid
-    classes = np.divide(total, number, out=np.zeros_like(total), where=number > 0)
+    classes = class_means_of_draws(dice_CK, counts_DC)
     with np.errstate(invalid="ignore"):
-        return classes.sum(axis=1) / (number > 0).sum(axis=1)
+        return np.nansum(classes, axis=1) / (~np.isnan(classes)).sum(axis=1)
+
+
+def class_means_of_draws(values_CK: np.ndarray, counts_DC: np.ndarray) -> np.ndarray:
+    """Return each class's mean in each draw, (D, K), given how often each case occurs in it; NaN without a case."""
+    valid = ~np.isnan(values_CK)
+    # One matrix product for all draws, in place of a resampled table for each.
+    total, number = counts_DC @ np.where(valid, values_CK, 0), counts_DC @ valid
+    return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)

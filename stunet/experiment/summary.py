@@ -27,6 +27,7 @@ from stunet.experiment.arms import SCRATCH, Arm, from_scratch
 from stunet.files import atomic_write, write_json
 from stunet.names import csv_cells
 from stunet.plots import plotted
+from stunet.report import tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,8 +173,8 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write summary.json, summary.csv (also by class and seed) and summary.png; return their paths."""
-    paths = [folder / f"summary.{ending}" for ending in ("json", "csv", "png")]
+    """Write summary.json, summary.csv (also by class and seed), summary.png and summary.html; return their paths."""
+    paths = [folder / f"summary.{ending}" for ending in ("json", "csv", "png", "html")]
     write_json(paths[0], to_json(rows))
     with atomic_write(paths[1]) as part, part.open("w", newline="") as file:
         table = [_flat(row) for row in to_json(rows)]
@@ -181,7 +182,36 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         lines = [columns, *([line.get(key, "") for key in columns] for line in table)]
         csv.writer(file).writerows(map(csv_cells, lines))
     plot(rows, paths[2])
+    note = (
+        "Dice: mean over the seeds, of the mean over classes on held-out cases; sd: over seeds. The difference is from "
+        "training from scratch with the same schedule and cases; its interval resamples seeds and cases."
+    )
+    by_class = tables.of_texts("Classes", *_classes(rows))
+    arms = tables.of_texts("Arms", *table_of(rows), note)
+    tables.write_page(paths[3], f"Experiment {folder.name}", f"{len(rows)} arms", arms, paths[2], [by_class])
     return paths
+
+
+def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of the table that is shown."""
+    columns = ["arm", "cases", "seeds", "Dice", "sd", "difference", "95 % interval", "pairs", "against"]
+    return columns, [_shown(row) for row in rows]
+
+
+def _shown(row: Row) -> list[str]:
+    interval = "-" if math.isnan(row.low) else f"{row.low:+.4f} to {row.high:+.4f}"
+    measured = [_number(row.dice), _number(row.sd), _number(row.difference, "+"), interval]
+    return [row.line, str(row.cases), str(len(row.seeds)), *measured, str(row.pairs or "-"), row.baseline or "-"]
+
+
+def _number(value: float, sign: str = "") -> str:
+    return "-" if math.isnan(value) else f"{value:{sign}.4f}"
+
+
+def _classes(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    names = list(dict.fromkeys(name for row in rows for name in row.classes))
+    cells = [[row.line, str(row.cases), *(_number(row.classes.get(name, math.nan)) for name in names)] for row in rows]
+    return ["arm", "cases", *names], cells
 
 
 def _without_nan(document: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Show and write a ranking: a table, a CSV file, a plot."""
+"""Show and write a ranking: a table, a CSV file, a plot, a page."""
 
 import csv
 from math import isfinite
@@ -9,6 +9,8 @@ from stunet.files import atomic_write, write_json
 from stunet.names import csv_cells
 from stunet.plots import plotted
 from stunet.ranking.outcome import FILE, Candidate, Outcome, Result
+from stunet.report import tables as report_tables
+from stunet.report.blocks import Text
 
 COLUMNS = 4  # of panels
 LONGEST = 40  # letters of a name in the plot
@@ -67,9 +69,9 @@ def _interval(result: Result) -> str:
 
 
 def write(outcome: Outcome, folder: Path) -> list[Path]:
-    """Write rank.json, rank.csv and rank.png; return their paths."""
+    """Write rank.json, rank.csv, rank.png and rank.html; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / FILE, folder / "rank.csv", folder / "rank.png"]
+    paths = [folder / FILE, folder / "rank.csv", folder / "rank.png", folder / "rank.html"]
     write_json(paths[0], outcome.to_json())
     with atomic_write(paths[1]) as part, part.open("w", newline="") as file:
         lines: list[list[Any]] = [["score", "candidate", "value", "low", "high", "p_best", "error"]]
@@ -82,6 +84,11 @@ def write(outcome: Outcome, folder: Path) -> list[Path]:
                     lines.append([score, name, "", "", "", "", found])
         csv.writer(file).writerows(map(csv_cells, lines))
     plot(outcome, paths[2])
+    note = "Higher is better. The first score decides the order; P(best): share of resampled cases in which it is best."
+    models = report_tables.of_texts("Models", *table(outcome), note)
+    subtitle = f"{len(outcome.cases)} cases, {len(outcome.classes) - 1} classes"
+    said = [Text(outcome.verdict())]
+    report_tables.write_page(paths[3], f"Ranking for {outcome.target}", subtitle, models, paths[2], said)
     return paths
 
 

@@ -50,7 +50,7 @@ def write_preview(
             "give the image that was segmented",
         )
     planes = cut(segmentation, image_DHW)
-    low, high = _window(planes, is_ct)
+    low, high = window_of(planes, is_ct)
     scale = SIDE / max(max(plane.size_mm) for plane in planes)
     pictures = [overlay(plane, segmentation, scale, low, high) for plane in planes]
     shown = np.unique(np.concatenate([np.unique(plane.labels) for plane in planes]))
@@ -131,7 +131,7 @@ def _columns(heights: Sequence[int]) -> list[list[int]]:
     return [[index] for index in range(len(heights))]
 
 
-def _window(planes: Sequence[Plane], is_ct: bool) -> tuple[float, float]:
+def window_of(planes: Sequence[Plane], is_ct: bool) -> tuple[float, float]:
     """Return the intensities that are shown as black and as white."""
     values = np.concatenate([plane.image.ravel() for plane in planes])
     inside = np.concatenate([plane.labels.ravel() for plane in planes]) > 0

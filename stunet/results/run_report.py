@@ -89,6 +89,10 @@ class RunReport:
         self.cases.append(CaseReport(name))
         return self.cases[-1]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what has been recorded so far."""
+        return asdict(self)
+
     def write(self, path: Path) -> None:
         """Write what has been recorded so far, with the current time as the end of the run.
 
@@ -97,7 +101,7 @@ class RunReport:
             OSError: The disk is full.
         """
         failed = sum(case.error is not None for case in self.cases)
-        content = {**asdict(self), "ended": _now(), "succeeded": len(self.cases) - failed, "failed": failed}
+        content = {**self.to_json(), "ended": _now(), "succeeded": len(self.cases) - failed, "failed": failed}
         try:
             write_json(path, content)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:

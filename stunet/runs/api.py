@@ -54,6 +54,7 @@ def plan(
     clean: bool = False,
     no_pp: bool = False,
     dry_run: bool = False,
+    report: bool = False,
     listener: Listener | None = None,
 ) -> PlanningResult:
     """Plan a raw dataset and preprocess it, as stunet_plan_and_preprocess does.
@@ -272,6 +273,7 @@ def evaluate(
     tolerance: float = 1.0,
     labels: str | None = None,
     csv: str | Path | None = None,
+    report: str | Path | None = None,
     listener: Listener | None = None,
 ) -> EvaluationResult:
     """Compare predictions with references, as stunet_evaluate does, and write the summary.
@@ -293,7 +295,7 @@ def evaluate(
     """
     options = {**locals()}
     del options["listener"]
-    paths = {name: _path(options[name]) for name in ("gt_folder", "pred_folder", "djfile", "output", "csv")}
+    paths = {name: _path(options[name]) for name in ("gt_folder", "pred_folder", "djfile", "output", "csv", "report")}
     # Not isolated(), which imports torch: evaluation changes none of what that restores.
     with quiet():
         return evaluation.evaluate(EvaluationRequest(**{**options, **paths}), listener)

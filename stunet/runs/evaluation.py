@@ -1,6 +1,7 @@
 """Evaluate: measure how good predictions are. evaluation/ does the work, its metrics.py defines the numbers."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -33,6 +34,7 @@ class EvaluationRequest:
         tolerance: Distance in mm at which surfaces still agree, for NSD.
         labels: Label system of the references, by name or as a .toml file; None: labels are those of the dataset.json.
         csv: Also write one row per case and class here.
+        report: Also write a page for readers here, which ends with .html.
     """
 
     gt_folder: Path | None
@@ -45,6 +47,7 @@ class EvaluationRequest:
     tolerance: float = 1.0
     labels: str | None = None
     csv: Path | None = None
+    report: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,31 @@ def evaluate(request: EvaluationRequest, listener: Listener | None = None) -> Ev
         cases = [case for case in cases if case.name not in bad]
         evaluation.write_csv(metrics, cases, _with_folder(request.csv))
         listener.note(f"wrote {request.csv}")
+    if request.report:
+        _write_report(request, reference, metrics, left_out, _with_folder(request.report))
+        listener.note(f"wrote {request.report}")
     return result
+
+
+def _write_report(
+    request: EvaluationRequest, reference: Path, metrics: Mapping[str, Any], left_out: Mapping[str, str], path: Path
+) -> None:
+    from stunet.report import evaluation, page
+
+    # With a label system, predictions have other values than references, and slices would compare them as they are.
+    dataset = {} if request.labels else _read_dataset(_dataset_file(request))
+    images = _raw_images(reference) if dataset else {}
+    page.write(evaluation.page(metrics, request.pred_folder, reference, dataset, images, left_out), path)
+
+
+def _raw_images(references: Path) -> dict[str, list[Path]]:
+    """Return the files of the first channel by case, for references in labelsTr or labelsTs of a raw dataset."""
+    folder = _folder(references)
+    images = folder.with_name(folder.name.replace("labels", "images", 1))
+    if images == folder or not images.is_dir():
+        return {}
+    found = sorted(path for path in images.iterdir() if re.search(r"_0000\.[\w.]+$", path.name))
+    return {re.sub(r"_0000\.[\w.]+$", "", path.name): [path] for path in found}
 
 
 def _check(request: EvaluationRequest) -> None:
@@ -117,6 +144,9 @@ def _check(request: EvaluationRequest) -> None:
         raise UsageError(f"-np {request.np}: at least one process is needed", "-np 1")
     if not isfinite(request.tolerance) or request.tolerance < 0:
         raise UsageError(f"--tolerance {request.tolerance} is not a distance in mm", "--tolerance 1")
+    if request.report and request.report.suffix.lower() != ".html":
+        hint = f"--report {request.report / 'report.html'}"
+        raise UsageError(f"--report {str(request.report)!r} does not end with .html", hint)
     if request.output and request.output.suffix != ".json":
         raise UsageError(f"-o {str(request.output)!r} does not end with .json", f"-o {request.output / 'summary.json'}")
     for path in filter(None, (request.gt_folder, request.pred_folder)):

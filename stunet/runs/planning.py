@@ -120,8 +120,7 @@ def _plan_and_preprocess(
     check_splits(dataset)
     planned = _planned(dataset, request) if request.plans else None
     _check_name(dataset, request)
-    if not request.no_check:
-        _check_files(dataset, readers, listener)
+    found = None if request.no_check else _check_files(dataset, readers, listener)
     if planned is None:
         with _scratch(request.dry_run), workspace.planning(dataset):
             planned = _plan(dataset, readers, request, normalization, followed, listener)
@@ -133,6 +132,8 @@ def _plan_and_preprocess(
     if path is None:
         return result
     listener.note(f"plans: {path}")
+    if request.report:
+        _write_report(result, found, readers, listener)
     if not request.no_pp:
         _preprocess(dataset, planned, request, listener)
         listener.note(f"next: {_training_command(result, request)}")
@@ -162,7 +163,27 @@ def _check_name(dataset: str, request: PlanningRequest) -> None:
         raise UsageError(f"-overwrite_plans_name {name}, and plans of this name are {whose}", "another name")
 
 
-def _check_files(dataset: str, workers: int, listener: Listener) -> None:
+def _write_report(result: PlanningResult, found: list[str] | None, workers: int, listener: Listener) -> None:
+    """Read all cases again, for the report of the dataset beside its plans."""
+    from stunet.datasets import read_dataset
+    from stunet.folds import FILE, read_folds
+    from stunet.report import dataset as report
+    from stunet.report import page
+
+    folder, target = workspace.raw_dataset(result.dataset), workspace.preprocessed_dataset(result.dataset)
+    description = read_dataset_json(folder / "dataset.json")
+    cases, rules = read_dataset(folder)
+    with listener.progress(f"report {result.dataset}", len(cases)) as progress:
+        looks = report.look_at(cases, rules, description, workers, progress.step)
+    folds = [vars(fold) for fold in read_folds(target / FILE)] if (target / FILE).is_file() else []
+    chosen = report.Chosen(result.plan, folds, found, warnings_of(result.plan))
+    path = target / f"{result.plan.name}.html"
+    page.write(report.page(result.dataset, description, looks, chosen), path)
+    listener.note(f"wrote {path}")
+
+
+def _check_files(dataset: str, workers: int, listener: Listener) -> list[str]:
+    """Return what the check of all files warns of; the listener has been told."""
     from stunet.datasets import read_dataset
     from stunet.datasets.check import check_dataset
 
@@ -171,6 +192,7 @@ def _check_files(dataset: str, workers: int, listener: Listener) -> None:
         warnings = check_dataset(folder, workers, progress.step)
     for warning in warnings:
         listener.warn(warning)
+    return warnings
 
 
 @contextmanager

@@ -63,7 +63,8 @@ class PredictionRequest:
         format: Of the results, a key of FORMATS; None: what the name of the output ends with, or "image".
         statistics: Also write volume and mean intensity per class.
         preview: Also write a picture of each case.
-        report: A JSON file for times per stage, memory, versions and hashes.
+        report: A JSON file for times per stage, memory, versions and hashes; or a page for readers, with volumes and
+            previews where these are asked for, if it ends with .html.
         npp: Recorded as nnU-Net does, without effect: one thread preprocesses.
         nps: Recorded as nnU-Net does, without effect: this process writes the results.
         verbose: Let nnU-Net print what it does.

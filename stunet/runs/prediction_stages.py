@@ -51,8 +51,10 @@ def run_stages(
     from stunet.results.run_report import RunReport
 
     report = RunReport(command, stages[-1].options.device, stages[-1].made_by) if request.report else None
-    if report and request.report:
-        report.write(request.report)  # fail now if it cannot be written
+    if request.report and request.report.resolve().parent == folder.resolve():
+        _make_writable(folder)
+    if report:
+        _write_report(report, request, folder, None)  # fail now if it cannot be written
     errors: dict[str, StunetError] = {}
     names, ending = [case.name for case in cases], ""
     _make_writable(folder)
@@ -167,8 +169,24 @@ def _follow(
             else:
                 yield outcome
     finally:
-        if report and request.report:
-            report.write(request.report)
+        if report:
+            _write_report(report, request, pipeline.folder, pipeline.predictor.model.folder)
+
+
+def _write_report(report: "RunReport", request: PredictionRequest, folder: Path, model: Path | None) -> None:
+    """Write what has been recorded so far: as a page for readers if its file ends with .html, else as JSON."""
+    assert request.report is not None
+    if request.report.suffix.lower() != ".html":
+        report.write(request.report)
+        return
+    from stunet.inference.products import PREVIEW
+    from stunet.report import page, prediction
+
+    try:
+        page.write(prediction.page(report.to_json(), folder, model, PREVIEW), request.report)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        what = f"cannot write the report {str(request.report)!r}: {error.strerror}"
+        raise DataError(what, "name another file") from None
 
 
 class _WindowProgress:

@@ -28,6 +28,7 @@ COMMANDS = (
     "pretrain",
     "pseudo_label",
     "rank",
+    "report",
     "train",
     "view",
 )
@@ -74,7 +75,7 @@ NNUNET = {
 # Ours. A new flag is added here, to the docs and to the changelog in one commit.
 OUR_FLAGS = {
     "plan_and_preprocess": "-p --size --network --preset --stages --spacing --pretrained --accept_licence --like "
-    "--checkpointing --probe --dry_run --no_check",
+    "--checkpointing --probe --dry_run --no_check --report",
     "train": "-d -c -f --size --network --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained "
     "--finetune --head --list --fsdp --transfer --inflate --accept_licence",
     "pretrain": "-d --method --list -c -p --like --size --network --stages -gpu_memory_target --preset --set --augment "
@@ -82,7 +83,7 @@ OUR_FLAGS = {
     "--inflate --accept_licence",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
     "--roi_subset --format --statistics --preview --report --dry_run --accept_licence",
-    "evaluate": "-d --tolerance --labels --csv --json",
+    "evaluate": "-d --tolerance --labels --csv --json --report",
     "experiment": "-o --dry_run --summary_only -j -device --json --accept_licence",
     "rank": "-d --models --scores --cases -f --points --layers --seed -o -step_size -device --precision --threads "
     "--finetune --set -c -p -j --json --disable_progress_bar --accept_licence",
@@ -90,6 +91,7 @@ OUR_FLAGS = {
     "--seed --series --orientation -step_size -device --precision --threads --overwrite --disable_progress_bar "
     "--accept_licence",
     "info": "--json",
+    "report": "-o --no_slices",
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
     "--disable_tta -device --precision --dry_run --accept_licence",
     "demo": "-o -device",

@@ -171,7 +171,7 @@ def test_an_experiment_stops_goes_on_grows_and_tells_what_failed(
     (fold,) = workspace.folder("nnUNet_results").glob("*/*-cases2-*/fold_0")
     assert row["dice"] == pytest.approx(read_json(fold / "validation" / "summary.json")["foreground_mean"]["Dice"])
     assert sorted(path.name for path in folder.glob("[!.]*")) == [
-        *("arms.json", "logs", "summary.csv", "summary.json", "summary.png"),
+        *("arms.json", "logs", "summary.csv", "summary.html", "summary.json", "summary.png"),
     ]
 
     before = logs[0].read_text()

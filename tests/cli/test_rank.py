@@ -19,6 +19,7 @@ from stunet.files import read_json
 from stunet.ranking.formats import read_scores
 from stunet.ranking.scores import SCORES
 from stunet.weights.checkpoints import load_checkpoint, save_checkpoint
+from tests.html_pages import check_page
 from tests.loops import for_each
 from tests.predictor_models import SMALL, make_model, write_image
 
@@ -103,6 +104,7 @@ def test_models_are_ranked_and_the_files_say_the_same(place: Path, capsys: pytes
     with Path("out/rank.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * len(SCORES)
     assert Path("out/rank.png").stat().st_size > 5000
+    assert "Models" in check_page(Path("out/rank.html")).text
     result = stunet.rank(3, ["one", "other=two"], device="cpu", precision="fp32", points=40, output="again")
     assert result.outcome.order == found["ranking"]
     assert result.outcome.to_json()["targets"][DATASET]["scores"]["ccfv"] == values["ccfv"]

@@ -15,6 +15,7 @@ from stunet.evaluation.bootstrap import mean_dice
 from stunet.experiment.arms import Arm, arms, command, from_scratch, read_experiment, request
 from stunet.experiment.summary import COLOURS, MARKERS, Row, bootstrap, plot, summarise, to_json, write
 from stunet.files import read_json
+from tests.html_pages import check_page
 from tests.loops import for_each
 
 REQUIRED = """
@@ -293,9 +294,13 @@ def rows() -> list[Row]:
 
 def test_the_summary_is_written_as_a_table_json_and_a_picture(tmp_path: Path) -> None:
     paths = write(rows(), tmp_path)
-    assert [path.name for path in paths] == ["summary.json", "summary.csv", "summary.png"]
+    assert [path.name for path in paths] == ["summary.json", "summary.csv", "summary.png", "summary.html"]
     assert read_json(paths[0]) == json.loads(json.dumps(to_json(rows())))
     assert read_json(paths[0])[0]["sd"] is None
+    page = check_page(paths[3])
+    assert "ours ramp all 1 0.6000 0.1000 +0.1000" in page.text
+    assert len(page.of("table")) == 2
+    assert len(page.of("image")) == 1
     with paths[1].open(newline="") as file:
         first, *_, last = csv.DictReader(file)
     assert (first["sd"], first["dice_seed_0"], first["dice_liver"]) == ("", "0.6", "0.6")

@@ -15,7 +15,7 @@ from stunet.errors import DataError
 from stunet.results import preview
 from stunet.results.colours import unit_colour
 from stunet.results.planes import Plane, cut, overlay
-from stunet.results.preview import _window, write_preview
+from stunet.results.preview import window_of, write_preview
 from stunet.results.segmentation import Segmentation
 from stunet.results.window import LUNG, SOFT_TISSUE
 from tests.loops import for_each
@@ -109,11 +109,11 @@ def test_a_tilted_image_is_shown_along_its_axes_and_this_is_known() -> None:
 def test_ct_has_a_window_and_others_percentiles() -> None:
     made, image = body()
     planes = cut(made, image * 0 + 40)
-    assert _window(planes, is_ct=True) == SOFT_TISSUE
-    assert _window(cut(made, image * 0 - 800), is_ct=True) == LUNG
-    assert _window(planes, is_ct=False) == (40, 41)
+    assert window_of(planes, is_ct=True) == SOFT_TISSUE
+    assert window_of(cut(made, image * 0 - 800), is_ct=True) == LUNG
+    assert window_of(planes, is_ct=False) == (40, 41)
     noise = np.random.default_rng(0).normal(0, 1, SHAPE).astype(np.float32)
-    low, high = _window(cut(made, noise), is_ct=False)
+    low, high = window_of(cut(made, noise), is_ct=False)
     assert low == pytest.approx(-2.33, abs=0.3)
     assert high == pytest.approx(2.58, abs=0.4)
 

@@ -11,6 +11,7 @@ import random
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -75,6 +76,7 @@ class SeededBatches:
         self._skip, self._workers = skip, workers
         self._iterator: Iterator[dict[str, Any]] | None = None
         self.failed = False  # whether the last batch asked for could not be delivered
+        self._waited_s = 0.0
 
     def __iter__(self) -> "SeededBatches":
         return self
@@ -88,6 +90,7 @@ class SeededBatches:
             if self._workers:
                 _Deaths.heed()
         self.failed = True  # whatever ends the next lines, an interruption included
+        began = time.perf_counter()
         try:
             with _Deaths.awaited():
                 batch = next(self._iterator)
@@ -98,7 +101,13 @@ class SeededBatches:
         if isinstance(batch, StunetError):  # from a worker, see _Numbered
             raise batch
         self.failed = False
+        self._waited_s += time.perf_counter() - began
         return batch
+
+    def take_waited(self) -> float:
+        """Return for how many seconds batches have been waited for since the last call."""
+        waited, self._waited_s = self._waited_s, 0.0
+        return waited
 
     def batch(self, number: int) -> dict[str, Any]:
         """Return a batch by its number, drawn in this process and aside from the order."""

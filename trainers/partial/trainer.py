@@ -110,8 +110,9 @@ class STUNetPartialTrainer(STUNetTrainer):
         return count_groups(logits, target, *here, values=self.value_count, ignore=ignore)
 
     def class_names(self) -> list[str]:
+        """Return the outputs of a sigmoid head, or the labels of the label files by value."""
         if self.label_manager.has_regions:
-            return super().class_names()
+            return list(self.annotations.outputs)
         names = {value: label for label, value in self.annotations.values.items()}
         return [names.get(value, str(value)) for value in range(1, self.value_count)]
 

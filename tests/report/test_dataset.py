@@ -1,0 +1,90 @@
+"""The report of a dataset: the numbers of its files, whatever these are, and what the plan chose."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from stunet import workspace
+from stunet.cli.plan_and_preprocess import main
+from stunet.datasets import read_dataset
+from stunet.files import read_json, write_json
+from stunet.plans.files import plan_path, read_plan
+from stunet.plans.plan import Plan
+from stunet.report import dataset
+from stunet.report.page import write
+from tests.html_pages import check_page
+
+
+@pytest.fixture
+def plan(planned: str) -> Plan:
+    return read_plan(plan_path(planned, "STUNetPlans_T"))
+
+
+def looks_at(folder: Path) -> list[dataset.Look]:
+    cases, rules = read_dataset(folder)
+    return dataset.look_at(cases, rules, read_json(folder / "dataset.json"))
+
+
+def test_the_command_writes_a_page_about_the_dataset(pre: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-d", "998", "--size", "T", "--no_pp", "--report", "-npfp", "1"]) == 0, capsys.readouterr().err
+    page = check_page(pre / "STUNetPlans_T.html")
+    raw = workspace.raw_dataset(pre.name)
+    description = read_json(raw / "dataset.json")
+    for name in description["labels"]:
+        assert name == "background" or name in page.text
+    assert f"cases {description['numTraining']}" in page.text
+    assert "3d_fullres" in page.text
+    assert "left and right classes: axis" in page.text
+    assert len(page.of("image")) == description["numTraining"]  # a thumbnail each
+    assert "wrote" in capsys.readouterr().err
+
+
+def test_numbers_are_those_of_the_files(raw: Path) -> None:
+    (first, *_) = looks_at(raw)
+    label = sitk.ReadImage(str(raw / "labelsTr" / f"{first.name}.nii.gz"))
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "imagesTr" / f"{first.name}_0000.nii.gz")))
+    assert first.spacing == pytest.approx(label.GetSpacing()[::-1])
+    assert first.shape == image.shape
+    assert first.voxel_ml == pytest.approx(np.prod(label.GetSpacing()) / 1000)
+    values, counts = np.unique(sitk.GetArrayFromImage(label), return_counts=True)
+    assert dict(first.volumes) == dict(zip(values.tolist(), counts.tolist(), strict=True))
+    assert first.intensities[0] == pytest.approx(np.percentile(image, dataset.PERCENTILES))
+    assert first.picture is not None
+    assert first.picture.max() > 0
+
+
+def test_cases_that_cannot_be_read_are_listed(raw: Path, plan: Plan, tmp_path: Path) -> None:
+    broken = sorted((raw / "imagesTr").iterdir())[1]
+    broken.write_bytes(broken.read_bytes()[:100])
+    looks = looks_at(raw)
+    assert [bool(look.error) for look in looks].count(True) == 1
+    folds = [{"train": [look.name for look in looks[2:]], "val": [looks[1].name]}]
+    chosen = dataset.Chosen(plan, folds, ["<b>odd</b>"], [])
+    write(dataset.page("Dataset998_Phantom", read_json(raw / "dataset.json"), looks, chosen), tmp_path / "page.html")
+    text = check_page(tmp_path / "page.html").text
+    assert "Cases that cannot be read" in text
+    assert "Warning: <b>odd</b>" in text
+    for name in read_json(raw / "dataset.json")["labels"]:
+        assert name == "background" or name in text
+
+
+def test_images_without_labels_have_a_page(raw: Path, plan: Plan, tmp_path: Path) -> None:
+    shutil.rmtree(raw / "labelsTr")
+    write_json(raw / "dataset.json", {**read_json(raw / "dataset.json"), "labels": {"background": 0}})
+    chosen = dataset.Chosen(plan, [], None, [])
+    looks = looks_at(raw)
+    write(dataset.page("Dataset998_Phantom", read_json(raw / "dataset.json"), looks, chosen), tmp_path / "page.html")
+    page = check_page(tmp_path / "page.html")
+    assert "The images have no labels." in page.text
+    assert "The files were not checked" in page.text
+    assert page.of("image")
+
+
+def test_nothing_can_be_read(plan: Plan, tmp_path: Path, raw: Path) -> None:
+    looks = [dataset.Look("case_1", error="gone")]
+    chosen = dataset.Chosen(plan, [], [], [])
+    write(dataset.page("Dataset998_Phantom", read_json(raw / "dataset.json"), looks, chosen), tmp_path / "page.html")
+    assert "gone" in check_page(tmp_path / "page.html").text
