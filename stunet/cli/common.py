@@ -155,7 +155,7 @@ def add_licence_flag(parser: argparse.ArgumentParser) -> None:
 
 def add_log_flag(parser: argparse.ArgumentParser) -> None:
     """Add --log, which names where a training is followed besides its folder."""
-    where = "tensorboard, mlflow or wandb (extras of the same names); csv is metrics.csv, which every run has"
+    where = "tensorboard, mlflow or wandb (extras of the same names); csv is metrics.csv, which every training has"
     parser.add_argument(
         "--log", nargs="+", action="extend", default=[], metavar="WHERE", help=f"follow the run there, too: {where}"
     )

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train and fine-tune",
     "predict": "segment images",
     "evaluate": "measure predictions: Dice, NSD, HD95",
+    "report": "a training as one page to read and to send",
     "view": "look at images and segmentations in a browser",
     "pseudo_label": "let a model label what a dataset lacks",
     "models": "list, download, import, export and check models",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stunet.runs.launch import Run
 
 log = logging.getLogger("stunet")
-CSV = "csv"  # metrics.csv, which every run has
+CSV = "csv"  # metrics.csv, which every training has; a pre-training has pretraining.json
 NNUNETS_SWITCH, ON = "nnUNet_wandb_enabled", ("1", "True", "true")  # as nnU-Net reads it
 TENSORBOARD, MLFLOW, WANDB = FILES = "tensorboard", "mlflow_run.txt", "wandb_run.txt"  # in the fold's folder
 NAMES = {
