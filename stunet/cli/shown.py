@@ -57,6 +57,8 @@ class Shown(Listener):
         assert result.metrics is not None
         console.table(*_dice_table(result))
         console.result(f"mean validation Dice {result.dice:.4f}  {result.folder}")
+        if (report := result.folder / "report.html").is_file():
+            console.note(f"report: {report}")
         trainer, plans = result.model.name.split("__")[0], shlex.quote(result.plan.name)
         which = f"-d {workspace.dataset_number(result.dataset)} -c {result.configuration} -p {plans} -f {result.fold}"
         other = "" if trainer == workspace.TRAINER else f" -tr {trainer}"
