@@ -58,6 +58,14 @@ CLAIMS = [
     Claim("MAE: the encoder alone is better", ZHANG, ("transfer:mae full encoder", "few_cases:mae full"), ALL),
     Claim("MG: the same", ZHANG, ("transfer:mg-skips full encoder", "few_cases:mg-skips full"), ALL),
     Claim("MAE: with the decoder is better", WALD, ("few_cases:mae full", "transfer:mae full encoder"), ALL),
+    *(
+        Claim(f"{title}, at a tenth of the rate: {how}", source, (f"tenth:{name} full {part}", other))
+        for title, name in (("MAE", "mae"), ("MG", "mg-skips"))
+        for how, source, part, other in (
+            ("the encoder alone is better", ZHANG, "encoder", f"tenth:{name} full all"),
+            ("all of the weights beat scratch at its rate", WALD, "all", "few_cases:scratch full"),
+        )
+    ),
     Claim("MAE: full beats frozen warm-up", ZHANG, ("transfer:mae full encoder", "strategies:mae warmup encoder")),
     Claim("SimCLR: the same", ZHANG, ("few_cases:simclr full", "strategies:simclr warmup encoder")),
     Claim("MAE: a ramp is better", WALD, ("strategies:mae ramp encoder", "transfer:mae full encoder")),
