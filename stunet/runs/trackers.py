@@ -153,12 +153,12 @@ class MLflow(Tracker):
     def open(self, run: "Run") -> None:
         import mlflow
 
-        self._api = mlflow
+        self._api: Any = mlflow
         known = run.folder / MLFLOW
-        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", run.dataset))
+        self._api.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", run.dataset))
         goes_on = known.is_file() and (run.resume or run.only_validate)
         name = f"{run.plan.name} {run.configuration} fold {run.fold}"
-        active = mlflow.start_run(run_id=known.read_text() if goes_on else None, run_name=None if goes_on else name)
+        active = self._api.start_run(run_id=known.read_text() if goes_on else None, run_name=None if goes_on else name)
         with atomic_write(known) as part:
             part.write_text(active.info.run_id)
 
@@ -186,14 +186,14 @@ class WeightsAndBiases(Tracker):
     def open(self, run: "Run") -> None:
         import wandb
 
-        self._api = wandb
-        known = run.folder / WANDB
+        self._api: Any = wandb
+        known, mode = run.folder / WANDB, os.environ.get("nnUNet_wandb_mode", "online")
         identifier = known.read_text() if known.is_file() and (run.resume or run.only_validate) else None
-        self._run = wandb.init(
+        self._run = self._api.init(
             project=os.environ.get("nnUNet_wandb_project", "nnunet"),
             name=f"{run.dataset} {run.plan.name} {run.configuration} fold {run.fold}",
             dir=str(run.folder),
-            mode=os.environ.get("nnUNet_wandb_mode", "online"),  # type: ignore[arg-type]
+            mode=mode,
             id=identifier,
             resume="allow",
         )
