@@ -230,7 +230,7 @@ NAMES: tuple[Names, ...] = (
     Strings("training.logging.nnunet_logger",
             "dice_per_class_or_region ema_fg_dice epoch_end_timestamps epoch_start_timestamps lrs mean_fg_dice "
             "train_losses val_losses",
-            "trainers console", "keys of the values of the epochs"),
+            "trainers runs report cli", "keys of the values of the epochs"),
 
     # Training: data and augmentation
     Names("training.dataloading.data_loader:nnUNetDataLoader",

@@ -88,6 +88,7 @@ def train(
     *,
     trainer: str | None = None,
     plans: str | None = None,
+    name: str | None = None,
     size: str | None = None,
     network: str | None = None,
     stages: int | str | None = None,
@@ -110,6 +111,7 @@ def train(
     disable_checkpointing: bool = False,
     overwrite: bool = False,
     accept_licence: bool = False,
+    log: str | Sequence[str] | None = None,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> TrainingResult:
@@ -144,6 +146,7 @@ def pretrain(
     configuration: str = "3d_fullres",
     *,
     plans: str | None = None,
+    name: str | None = None,
     like: int | str | None = None,
     size: str | None = None,
     network: str | None = None,
@@ -163,6 +166,7 @@ def pretrain(
     disable_checkpointing: bool = False,
     overwrite: bool = False,
     accept_licence: bool = False,
+    log: str | Sequence[str] | None = None,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> PretrainingResult:

@@ -217,12 +217,12 @@ class WeightsAndBiases(Tracker):
 TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases}
 
 
-def named(log: str | Sequence[str]) -> tuple[str, ...]:
+def named(log: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of trackers that are given as one or several."""
-    return (log,) if isinstance(log, str) else tuple(log)
+    return (log,) if isinstance(log, str) else tuple(log or ())
 
 
-def check_trackers(names: str | Sequence[str]) -> None:
+def check_trackers(names: str | Sequence[str] | None) -> None:
     """Check that what a run logs to is there.
 
     Raises:

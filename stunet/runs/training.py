@@ -111,7 +111,7 @@ class TrainingRequest:
     disable_checkpointing: bool = False
     overwrite: bool = False
     accept_licence: bool = False
-    log: str | Sequence[str] = ()
+    log: str | Sequence[str] | None = None
     dry_run: bool = False
 
     @property

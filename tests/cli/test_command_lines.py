@@ -77,12 +77,12 @@ OUR_FLAGS = {
     "plan_and_preprocess": "-p --size --network --preset --stages --spacing --pretrained --accept_licence --like "
     "--checkpointing --probe --dry_run --no_check --report",
     "train": "-d -c -f --size --network --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained "
-    "--finetune --head --list --fsdp --transfer --inflate --accept_licence",
+    "--finetune --head --list --fsdp --transfer --inflate --accept_licence --name --last --log",
     "pretrain": "-d --method --list -c -p --like --size --network --stages -gpu_memory_target --preset --set --augment "
     "--skip_bad --dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing --pretrained --transfer "
-    "--inflate --accept_licence",
+    "--inflate --accept_licence --name --log",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
-    "--roi_subset --format --statistics --preview --report --dry_run --accept_licence",
+    "--roi_subset --format --statistics --preview --report --dry_run --accept_licence --last",
     "evaluate": "-d --tolerance --labels --csv --json --report",
     "experiment": "-o --dry_run --summary_only -j -device --json --accept_licence",
     "rank": "-d --models --scores --cases -f --points --layers --seed -o -step_size -device --precision --threads "
@@ -95,7 +95,7 @@ OUR_FLAGS = {
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
     "--disable_tta -device --precision --dry_run --accept_licence",
     "demo": "-o -device",
-    "view": "-d -djfile --reference --case --html --port --no_browser",
+    "view": "-d -djfile --reference --case --html --port --no_browser --last",
 }
 
 

@@ -163,7 +163,7 @@ def test_an_experiment_stops_goes_on_grows_and_tells_what_failed(
     assert main([*argv, "--json"]) == 3
     out, err = capsys.readouterr()
     assert logs[0].read_text().count(" 1/3 ") == 1
-    assert logs[0].read_text().count("epoch 3/3") == 1
+    assert logs[0].read_text().count(" 3/3 ") == 1
     assert "warning: 1 of 2 arms are done" in err
     assert "1 of 2 arms failed, first scratch-full-99-cases-seed-0: " in err
     assert "num_cases=99, but fold 0 has" in err
