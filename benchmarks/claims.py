@@ -9,6 +9,7 @@ seed and held-out case, and their intervals those of stunet_experiment (stunet/e
 """
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from stunet.evaluation.bootstrap import mean_dice
 from stunet.experiment.arms import arms, command, read_experiment, request
 from stunet.experiment.runs import Record, results
 from stunet.experiment.summary import bootstrap
-from stunet.files import read_json, write_json
+from stunet.files import atomic_write, read_json
 from stunet.trainers.pretexts.methods import METHODS
 from stunet.weights.checkpoints import load_checkpoint
 
@@ -53,11 +54,11 @@ ALL = (4, 8, 16)
 ZHANG, KHAN, WALD = "Zhang 2022", "Khan 2023", "Wald 2025"
 CLAIMS = [
     Claim("AE: without skip connections is better", ZHANG, ("few_cases:ae full", "few_cases:ae-skips full"), ALL),
-    Claim("MG: the same", ZHANG, ("few_cases:mg full", "transfer:mg-skips full encoder"), ALL),
-    Claim("MAE: the same", "-", ("few_cases:mae-no-skips full", "transfer:mae full encoder"), ALL),
-    Claim("MAE: the encoder alone is better", ZHANG, ("transfer:mae full encoder", "few_cases:mae full"), ALL),
-    Claim("MG: the same", ZHANG, ("transfer:mg-skips full encoder", "few_cases:mg-skips full"), ALL),
-    Claim("MAE: with the decoder is better", WALD, ("few_cases:mae full", "transfer:mae full encoder"), ALL),
+    Claim("MG: the same", ZHANG, ("few_cases:mg full", "few_cases:mg-skips full"), ALL),
+    Claim("MAE: the same", "-", ("few_cases:mae-no-skips full", "few_cases:mae full"), ALL),
+    Claim("MAE: the encoder alone is better", ZHANG, ("few_cases:mae full", "transfer:mae full all"), ALL),
+    Claim("MG: the same", ZHANG, ("few_cases:mg-skips full", "transfer:mg-skips full all"), ALL),
+    Claim("MAE: with the decoder is better", WALD, ("transfer:mae full all", "few_cases:mae full"), ALL),
     *(
         Claim(f"{title}, at a tenth of the rate: {how}", source, (f"tenth:{name} full {part}", other))
         for title, name in (("MAE", "mae"), ("MG", "mg-skips"))
@@ -66,9 +67,9 @@ CLAIMS = [
             ("all of the weights beat scratch at its rate", WALD, "all", "few_cases:scratch full"),
         )
     ),
-    Claim("MAE: full beats frozen warm-up", ZHANG, ("transfer:mae full encoder", "strategies:mae warmup encoder")),
+    Claim("MAE: full beats frozen warm-up", ZHANG, ("few_cases:mae full", "strategies:mae warmup encoder")),
     Claim("SimCLR: the same", ZHANG, ("few_cases:simclr full", "strategies:simclr warmup encoder")),
-    Claim("MAE: a ramp is better", WALD, ("strategies:mae ramp encoder", "transfer:mae full encoder")),
+    Claim("MAE: a ramp is better", WALD, ("strategies:mae ramp encoder", "few_cases:mae full")),
     Claim(
         "SimCLR: 25-50 % beats 50-75 %",
         KHAN,
@@ -77,7 +78,7 @@ CLAIMS = [
     Claim("MoCo: the same", KHAN, ("quarters:moco quarter-2 encoder", "quarters:moco quarter-3 encoder")),
     Claim("MAE: 50-75 % beats 25-50 %", KHAN, ("quarters:mae quarter-3 encoder", "quarters:mae quarter-2 encoder")),
     Claim("MG: the same", KHAN, ("quarters:mg quarter-3 encoder", "quarters:mg quarter-2 encoder")),
-    Claim("MAE: 0-75 % beats end-to-end", KHAN, ("strategies:mae shallow encoder", "transfer:mae full encoder")),
+    Claim("MAE: 0-75 % beats end-to-end", KHAN, ("strategies:mae shallow encoder", "few_cases:mae full")),
     Claim("SimCLR: the same", KHAN, ("strategies:simclr shallow encoder", "few_cases:simclr full")),
     *(
         Claim(
@@ -91,7 +92,7 @@ CLAIMS = [
             ),
         )
         for title, name, with_augmentation in (
-            ("MAE", "mae", "transfer:mae full encoder"),
+            ("MAE", "mae", "few_cases:mae full"),
             ("SimCLR", "simclr", "few_cases:simclr full"),
         )
     ),
@@ -110,9 +111,9 @@ CLAIMS = [
     ),
     Claim("RKB: one hidden layer beats two", ZHANG, ("few_cases:rkb full", "few_cases:rkb-deep full"), ALL),
     Claim("BYOL: online beats teacher", ZHANG, ("few_cases:byol full", "teacher:byol-teacher full"), ALL),
-    Claim("MAE and SimCLR together beat MAE", KHAN, ("multi:both full", "transfer:mae full encoder"), ALL),
+    Claim("MAE and SimCLR together beat MAE", KHAN, ("multi:both full", "few_cases:mae full"), ALL),
     Claim("and SimCLR", KHAN, ("multi:both full", "few_cases:simclr full"), ALL),
-    Claim("and the ensemble of both", "-", ("multi:both full", "ensemble:mae + simclr full encoder"), ALL),
+    Claim("and the ensemble of both", "-", ("multi:both full", "ensemble:mae + simclr full"), ALL),
 ]
 
 
@@ -157,7 +158,9 @@ def collect(folder: Path) -> None:
                 for case in run["metric_per_case"]
             }
         }
-    write_json(FINISHED, found)
+    with atomic_write(FINISHED) as part:  # a line for each arm
+        rows = ",\n".join(f"{json.dumps(line)}: {json.dumps(found[line])}" for line in sorted(found))
+        part.write_text(f"{{\n{rows}\n}}\n")
     note(f"{sum(len(seeds) for line in found.values() for seeds in line.values())} arms in {FINISHED.name}")
 
 
@@ -178,7 +181,7 @@ def show_convergence(found: dict[str, Any]) -> None:
     """Prints what each arm is ahead of scratch by after some of the steps, in Dice on patches of held-out cases."""
     scratch = "few_cases:scratch full"
     rows = []
-    for line in (line for line in found if line.startswith("few_cases:") or line == "transfer:mae full encoder"):
+    for line in (line for line in found if line.startswith("few_cases:") or line == "few_cases:mae full"):
         claim = Claim("", "", (line, scratch), ALL)
         if line == scratch or len(seeds := common_seeds(found, claim)) < SEEDS:
             continue

@@ -1,11 +1,11 @@
-"""Prepares what benchmarks/finetuning.toml compares: a pre-training task whose cases no fine-tuned network is shown.
+"""Prepares a pre-training with labels whose cases no fine-tuned network is shown, for benchmarks/selfsupervised/*.toml.
 
     python benchmarks/finetuning.py 4 5 --seeds 0 1 2 --cases 16
 
 makes dataset 5 from dataset 4 (the Decathlon's hippocampus, planned): the same images by reference, the anterior part
 as the only class, and of fold 0's training cases only those that no seed chooses among its `num_cases`. Of fold
-0's validation cases 20 are kept, and are in neither. benchmarks/finetuning.md has the commands around it and
-the result.
+0's validation cases 20 are kept, and are in neither. benchmarks/selfsupervised.md has the commands
+around it, benchmarks/finetuning.md the result.
 """
 
 import argparse
