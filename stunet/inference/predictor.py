@@ -160,6 +160,17 @@ class Predictor:
         )
         self._lock = threading.Lock()  # the folds take turns in one network, whose times the segmenter keeps
 
+    @classmethod
+    def from_folder(
+        cls,
+        folder_or_name: str | Path,
+        options: Options | None = None,
+        folds: Sequence[int | str] | None = None,
+        checkpoint: str = FINAL,
+    ) -> "Predictor":
+        """Return Predictor(folder_or_name, ...), which earlier versions could not make of a name."""
+        return cls(folder_or_name, options, folds, checkpoint)
+
     def predict(
         self,
         image: Any,

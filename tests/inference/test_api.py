@@ -55,7 +55,7 @@ def test_files_in_any_form_and_arrays_give_what_the_command_writes(
 ) -> None:
     [outcome] = run(model, files[0].parent, tmp_path / "out")
     written = sitk.ReadImage(str(outcome.file))
-    predictor = Predictor(str(model), FP32)
+    predictor = Predictor.from_folder(str(model), FP32)
     four = sitk.JoinSeries([sitk.ReadImage(str(file)) for file in files])
     sitk.WriteImage(four, str(tmp_path / "4d.nii.gz"))
     for given in (
