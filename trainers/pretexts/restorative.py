@@ -125,6 +125,10 @@ class VolumeFusion(Pretext):
             COUNTS: (count > 0).to(logits),
         }
 
+    def scales(self, patches: Patches) -> Tensor:
+        background, _ = patches.images.chunk(2, 1)
+        return super().scales(patches._replace(images=background))
+
     def loss(self, rows: Rows) -> Outcome:
         hits, voxels = rows["hits"].sum(0), rows["voxels"].sum(0)
         recall = average(hits / voxels.clamp_min(1), (voxels > 0).to(hits), self.chance)

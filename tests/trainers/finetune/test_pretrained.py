@@ -20,7 +20,7 @@ from tests.loops import for_each
 from tests.pretraining_run import make_pretrainer
 
 
-@for_each(("method", "transfers"), [("rot", "encoder"), ("mae", "all")])
+@for_each(("method", "transfers"), [("rot", "encoder"), ("mae", "encoder"), ("fusion", "all")])
 def test_the_folder_of_a_pretraining_and_its_file_for_nnssl_are_pretrained_weights(
     planned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, transfers: str
 ) -> None:

@@ -58,3 +58,14 @@ def test_methods_that_compare_samples_say_so() -> None:
         found = getattr(__import__(f"stunet.trainers.pretexts.{method.family}", fromlist=["x"]), method.pretext)
         assert method.demand.compares or not found.coupled, name
         assert bool(method.demand.decoded) == (found.trains != base.ENCODER), name
+
+
+def test_the_scale_of_features_is_known_for_every_method() -> None:
+    """Also where a sample is more than one patch: the warning about it comes after every epoch."""
+    for name, method in methods.METHODS.items():
+        pretext = make_pretext(name, (24, 24, 24))
+        patches = make_patches(2, 24, 24, 24, channels=method.patches)
+        with torch.no_grad():
+            scales = pretext(patches, only="scales")
+        assert len(scales) == len(pretext.widths), name
+        assert bool(((scales > 0.01) & (scales < 100)).all()), name
