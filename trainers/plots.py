@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
+from stunet.errors import Interrupted
 from stunet.machine import GB, peak_resident
 from stunet.plots import plotted
 from stunet.report.figures import label
@@ -134,6 +135,8 @@ class Logger(MetaLogger):
         """Write the report of the fold; what fails is told, because no training may end for it."""
         try:
             write_fold(Path(output_folder), with_slices)
+        except Interrupted:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is: a training is worth more than its report
             self._warn(f"{NAME} was not written: {type(error).__name__}: {error}")
 

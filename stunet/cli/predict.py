@@ -86,7 +86,7 @@ def _name_last(args: argparse.Namespace) -> None:
         raise UsageError("--last names the model: -d, -c, -p, -tr, -f and --model", "leave them out")
     fold = last_trained()
     console.note(f"the model that was trained last: {fold.name}")
-    args.model, args.f = str(fold.folder.parent), [common.fold(fold.folder.name.removeprefix("fold_"))]
+    args.model, args.f = str(fold.folder.parent), [fold.fold]
 
 
 def _new_parser() -> argparse.ArgumentParser:

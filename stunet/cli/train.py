@@ -124,9 +124,8 @@ def _name_last(args: argparse.Namespace) -> None:
         raise UsageError(what, "leave these, --name and --overwrite out")
     fold = last_stopped()
     console.note(f"the training that was stopped last: {fold.name}")
-    dataset, model, number = fold.folder.parts[-3:]
-    args.tr, args.p, args.c = model.split("__")
-    args.d, args.f, args.resume = dataset, number.removeprefix("fold_"), True
+    args.d, args.tr, args.p, args.c = fold.dataset, fold.trainer, fold.plans, fold.configuration
+    args.f, args.resume = str(fold.fold), True
 
 
 def _request(args: argparse.Namespace) -> TrainingRequest:

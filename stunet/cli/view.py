@@ -91,7 +91,7 @@ def _name_last(args: argparse.Namespace) -> None:
         raise UsageError("--last names the files: no paths, -d or --reference", "leave them out")
     fold = last_trained()
     console.note(f"the validation of {fold.name}")
-    args.paths, args.d = [fold.folder / "validation"], fold.folder.parts[-3]
+    args.paths, args.d = [fold.folder / "validation"], fold.dataset
 
 
 def _has_display() -> bool:

@@ -11,10 +11,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from stunet.datasets import tiff
-from stunet.datasets.listing import unusable
-from stunet.errors import DataError, is_out_of_memory
-from stunet.images import read_sitk
-from stunet.nifti import check_nifti
+from stunet.datasets.volumes import read_volume
+from stunet.errors import DataError
 
 GEOMETRY_TOLERANCE = 1e-3  # mm; unitless for directions
 SHOWN = 5  # values that an error lists
@@ -45,15 +43,7 @@ def read_segmentation(
         DataError: The file cannot be read, is not a 2D or 3D image of one channel, or has values that are not integers
             (within 0.001) or not in `known`.
     """
-    if unreadable := unusable(path):
-        raise unreadable
-    check_nifti(path)
-    try:
-        image = read_sitk(path)
-    except RuntimeError as error:  # what ITK raises for everything
-        if is_out_of_memory(error):
-            raise
-        raise DataError(f"{str(path)!r} is damaged, or not an image", "make the file again, or leave it out") from None
+    image = read_volume(path)
     channels = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() not in (2, 3) or channels != 1:
         raise DataError(f"{str(path)!r} is not a segmentation: size {image.GetSize()}, {channels} channels")

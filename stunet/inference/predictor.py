@@ -168,7 +168,7 @@ class Predictor:
         folds: Sequence[int | str] | None = None,
         checkpoint: str = FINAL,
     ) -> "Predictor":
-        """Return Predictor(folder_or_name, ...), which earlier versions could not make of a name."""
+        """Return Predictor(folder_or_name, ...): the name of this call in earlier versions."""
         return cls(folder_or_name, options, folds, checkpoint)
 
     def predict(

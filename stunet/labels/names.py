@@ -91,7 +91,12 @@ def name_of_key(key: str, labels: Mapping[str, Any]) -> str:
         key: Such as `1` or `(1, 2)`.
         labels: Those of the model's dataset.json.
     """
-    names = {str(tuple(value) if isinstance(value, list | tuple) else value): name for name, value in labels.items()}
+    keys = {str(tuple(value) if isinstance(value, list | tuple) else value): name for name, value in labels.items()}
+    return name_by_key(key, keys)
+
+
+def name_by_key(key: str, names: Mapping[str, str]) -> str:
+    """Return the same where the names of classes are known by key; a union without one is named after its parts."""
     return names.get(key) or " + ".join(names.get(value, value) for value in re.findall(r"\d+", key)) or key
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from stunet.evaluation.bootstrap import class_means_of_draws, draw_counts
+from stunet.labels.names import name_by_key
 
 DRAWS, SEED = 2000, 0  # of the bootstrap
 INTERVAL = 2.5, 97.5  # percentiles
+VOLUMES = "reference", "prediction"
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def of_summary(
         volumes = {side: column(f"n_{side}") * scale for side in ("ref", "pred")}
     return Compared(
         cases=[path.name.removesuffix(ending) for path, _ in files],
-        classes=[names.get(key, f"label {key}") for key in keys],
+        classes=[name_by_key(key, names) if names else f"label {key}" for key in keys],
         files=files,
         dice=column("Dice"),
         nsd=column("NSD"),
@@ -123,17 +125,27 @@ def of_summary(
 
 
 def joined(parts: Sequence[Compared]) -> Compared | None:
-    """Return the cases of several comparisons of the same classes, such as folds; None if there are none."""
-    parts = [part for part in parts if part.classes == parts[0].classes and part.unit == parts[0].unit]
+    """Return the cases of several comparisons, such as folds, with the classes of all of them; None if there are none.
+
+    A class that one of them does not have, as with partial labels, is undefined in its cases; so are volumes in another
+    unit than the first one's.
+    """
     if not parts:
         return None
+    classes = list(dict.fromkeys(name for part in parts for name in part.classes))
+
+    def widened(part: Compared, name: str) -> np.ndarray:
+        found = np.full((len(part.cases), len(classes)), nan)
+        if name not in VOLUMES or part.unit == parts[0].unit:
+            found[:, [classes.index(own) for own in part.classes]] = getattr(part, name)
+        return found
+
     arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("dice", "nsd", "hd95", "reference", "prediction")
+        name: np.concatenate([widened(part, name) for part in parts]) for name in ("dice", "nsd", "hd95", *VOLUMES)
     }
     return Compared(
         cases=[case for part in parts for case in part.cases],
-        classes=parts[0].classes,
+        classes=classes,
         files=[pair for part in parts for pair in part.files],
         unit=parts[0].unit,
         tolerance_mm=parts[0].tolerance_mm,

@@ -87,10 +87,15 @@ def read_history(folder: Path) -> History:
 
     Empty if none of them can be read, or none holds a finished epoch.
     """
-    sources = [read_csv(folder / FILE), History(read_logs(sorted(folder.glob(LOGS))))]
+    sources = [read_csv(folder / FILE), History(read_logs(logs_of(folder)))]
     if len(sources[0]) < max(1, len(sources[1])):
         sources.insert(1, History(_of_checkpoint(folder)))
     return max(sources, key=len)  # the first of those that are equally long
+
+
+def logs_of(folder: Path) -> list[Path]:
+    """Return the logs in a fold's folder, oldest first: dates in nnU-Net's names have no leading zeros."""
+    return sorted(folder.glob(LOGS), key=lambda log: [int(part) for part in re.findall(r"\d+", log.name)])
 
 
 def of_log(log: Mapping[str, Sequence[Any]]) -> list[Epoch]:

@@ -12,12 +12,12 @@ from typing import Any
 from stunet import workspace
 from stunet.errors import DataError
 from stunet.files import is_held, read_json
+from stunet.folds import ALL
 from stunet.kinds import PRETRAINING, SUMMARY, read
+from stunet.report import history
 from stunet.runs.training import mean_dice
 
-TAIL = 2**16  # bytes at the end of a log, in which the last epoch stands
 FOLD = re.compile(r"fold_(\d+|all)$")
-NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-\d+)?")  # not that of np.float32(...)
 EPOCHS = 1000  # nnU-Net's number, where debug.json does not say it
 
 
@@ -49,9 +49,35 @@ class TrainedFold:
         return str(Path(*self.folder.parts[-3:]))
 
     @property
+    def dataset(self) -> str:
+        """Its full name."""
+        return self.folder.parts[-3]
+
+    @property
     def trainer(self) -> str:
         """The class that trained it."""
-        return self.folder.parent.name.split("__")[0]
+        return self._names[0]
+
+    @property
+    def plans(self) -> str:
+        """Their name."""
+        return self._names[1]
+
+    @property
+    def configuration(self) -> str:
+        """Key of the plans' configurations."""
+        return self._names[2]
+
+    @property
+    def fold(self) -> int | str:
+        """Number, or "all"."""
+        number = self.folder.name.removeprefix("fold_")
+        return number if number == ALL else int(number)
+
+    @property
+    def _names(self) -> tuple[str, str, str]:
+        trainer, plans, configuration = self.folder.parent.name.split("__")
+        return trainer, plans, configuration
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""
@@ -68,7 +94,8 @@ def trained_folds() -> list[TrainedFold]:
     results = os.environ.get("nnUNet_results")
     if not results:
         return []
-    folders = [path for path in Path(results).glob(f"{workspace.DATASETS}/*__*__*/fold_*") if FOLD.match(path.name)]
+    places = Path(results).glob(f"{workspace.DATASETS}/*__*__*/fold_*")
+    folders = [path for path in places if FOLD.match(path.name) and path.parent.name.count("__") == 2]
     found = [fold for folder in folders if folder.is_dir() and (fold := _look_at(folder))]
     return sorted(found, key=lambda fold: (fold.changed, fold.name), reverse=True)
 
@@ -110,17 +137,14 @@ def _last(wanted: Callable[[TrainedFold], bool], otherwise: str, hint: str) -> T
 
 def _look_at(folder: Path) -> TrainedFold | None:
     """Return what a fold's folder says; None if nothing has been trained in it."""
-    # nnU-Net's names have the date without leading zeros.
-    logs = sorted(
-        folder.glob("training_log*.txt"), key=lambda log: [int(part) for part in re.findall(r"\d+", log.name)]
-    )
+    logs = history.logs_of(folder)
     kinds = workspace.FINAL, workspace.LATEST, workspace.BEST
     checkpoints = [path for name in kinds if (path := folder / name).is_file()]
     files = [*logs, *checkpoints, *folder.glob("*.json")]
     if not logs and not checkpoints:
         return None
-    epoch, dice = _last_epoch(logs)
-    epochs = _planned(folder / "debug.json")
+    done = history.read_csv(folder / history.FILE).epochs or history.read_logs(logs)
+    epochs, dice = _planned(folder / "debug.json"), done[-1].dice_mean if done else math.nan
     measure, value = ("Dice of patches", dice) if not math.isnan(dice) else ("", math.nan)
     ended = _ending(folder)
     if ended is not None:
@@ -130,7 +154,7 @@ def _look_at(folder: Path) -> TrainedFold | None:
     return TrainedFold(
         folder=folder,
         changed=datetime.fromtimestamp(max(map(_modified, files))),
-        epoch=epochs if final else epoch,
+        epoch=epochs if final else len(done),
         epochs=epochs,
         state="running" if is_held(folder / ".lock") else state,
         measure=measure,
@@ -158,25 +182,6 @@ def _planned(debug: Path) -> int:
         return int(read_json(debug)["num_epochs"])
     except (DataError, OSError, KeyError, TypeError, ValueError):
         return EPOCHS
-
-
-def _last_epoch(logs: list[Path]) -> tuple[int, float]:
-    """Return how many epochs the latest log has completed, and the mean Dice of the last one; NaN if it has none."""
-    for log in reversed(logs):  # the latest may have been cut off before its first epoch
-        try:
-            with log.open("rb") as file:
-                file.seek(max(0, log.stat().st_size - TAIL))
-                text = file.read().decode(errors="replace")
-        except OSError:
-            continue
-        epochs = list(re.finditer(r"Epoch (\d+)\s*$", text, re.MULTILINE))
-        for number in reversed(epochs):
-            after = text[number.end() :]
-            if "Epoch time:" in after:
-                dice = re.search(r"Pseudo dice \[(.*?)\]", after, re.DOTALL)
-                values = [float(each) for each in NUMBER.findall(dice[1])] if dice else []
-                return int(number[1]) + 1, sum(values) / len(values) if values else math.nan
-    return 0, math.nan
 
 
 def _modified(path: Path) -> float:

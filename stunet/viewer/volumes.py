@@ -13,11 +13,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from stunet.datasets import tiff
-from stunet.datasets.listing import unusable
-from stunet.errors import DataError, is_out_of_memory
-from stunet.images import read_sitk
+from stunet.datasets.volumes import read_volume
+from stunet.errors import DataError
 from stunet.kinds import LARGEST_LABEL
-from stunet.nifti import check_nifti
 from stunet.nifti_header import LABEL, SCANNER, file_has_orientation
 from stunet.orientation import LPS_OF_RAS, REORIENTED, affine_of, largest_shift, orientation_code, turn, turned_affine
 
@@ -193,15 +191,7 @@ def _size(size: np.ndarray, edges: np.ndarray, edge: float) -> np.ndarray:
 
 
 def _read(path: Path) -> sitk.Image:
-    if unreadable := unusable(path):
-        raise unreadable
-    check_nifti(path)
-    try:
-        image = read_sitk(path)
-    except RuntimeError as error:  # what ITK raises for everything
-        if is_out_of_memory(error):
-            raise
-        raise DataError(f"{str(path)!r} is damaged, or not an image", "make the file again, or leave it out") from None
+    image = read_volume(path)
     if 0 in image.GetSize():
         raise DataError(f"{str(path)!r} has no voxels", "make the file again, or leave it out")
     return image

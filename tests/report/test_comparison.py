@@ -166,3 +166,21 @@ def test_a_table_of_cases_names_the_worst_class() -> None:
         c, k = list(compared.cases).index(row[0].text), list(compared.classes).index(row[2].text)
         assert compared.dice[c, k] == np.nanmin(compared.dice[c])
     assert comparison.case_table(made(3, 1)).columns == ["case", "Dice"]
+
+
+def test_folds_with_other_classes_are_joined_and_what_one_lacks_is_undefined() -> None:
+    """With partial labels the cases of a fold may annotate what those of another do not."""
+    metrics = [{"1": 0.5, "(1, 2)": 0.75}, {"3": 0.25}]
+    parts = []
+    for fold in metrics:
+        values = {key: {"Dice": dice, "n_ref": 4, "n_pred": 2} for key, dice in fold.items()}
+        content = {
+            "metric_per_case": [{"metrics": values, "prediction_file": "a.nii.gz", "reference_file": "a.nii.gz"}]
+        }
+        parts.append(of_summary(content, {"1": "left", "2": "right", "3": "aorta"}, ".nii.gz", lambda *files: 0.5))
+    found = joined(parts)  # type: ignore[arg-type]
+    assert found is not None
+    assert list(found.classes) == ["left", "left + right", "aorta"]
+    np.testing.assert_array_equal(found.dice, [[0.5, 0.75, nan], [nan, nan, 0.25]])
+    np.testing.assert_array_equal(found.reference, [[2, 2, nan], [nan, nan, 2]])
+    assert found.mean() == 0.5

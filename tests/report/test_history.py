@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stunet.report.history import Epoch, append_csv, of_log, read_csv, read_history, read_logs, write_csv
+from stunet.report.history import Epoch, append_csv, logs_of, of_log, read_csv, read_history, read_logs, write_csv
 
 EPOCHS = [
     Epoch(1, 10.5, 0.25, 1.5, 0.01, 0.1, -0.2, 0.5, 0.5, (0.4, 0.6)),
@@ -109,3 +109,14 @@ def test_a_checkpoint_that_cannot_be_read_does_not_matter(tmp_path: Path) -> Non
     (tmp_path / "checkpoint_final.pth").write_bytes(b"no checkpoint")
     (tmp_path / "training_log_1.txt").write_text(LOG)
     assert len(read_history(tmp_path)) == 2
+
+
+def test_logs_are_in_the_order_of_their_dates(tmp_path: Path) -> None:
+    names = [
+        "training_log_2026_9_30_23_59_59.txt",
+        "training_log_2026_10_9_1_1_1.txt",
+        "training_log_2026_10_10_0_0_0.txt",
+    ]
+    for name in reversed(names):
+        (tmp_path / name).touch()
+    assert [path.name for path in logs_of(tmp_path)] == names

@@ -127,14 +127,17 @@ def test_the_overview_says_how_far_a_training_is(
     assert (found.state, found.measure, found.value) == ("finished", "Dice", 0.5)
     shutil.rmtree(fold / "validation")
     (fold / workspace.FINAL).unlink()
+    (fold / "metrics.csv").unlink()  # as of nnU-Net's own training
     (log,) = fold.glob("training_log*.txt")
     text = log.read_text()
     log.write_text(text[: text.index("Epoch 1") + 20])
     (found,) = trained_folds()
     assert (found.epoch, found.epochs, found.state) == (1, 2, "stopped")
-    later = "Epoch 1 \nPseudo dice [np.float32(0.5), np.float32(1e-04), nan] \nEpoch time: 1 s"
-    (fold / "training_log_2026_10_10_1_1_1.txt").write_text(later)
-    (fold / "training_log_2026_10_9_1_1_1.txt").write_text(later.replace("Epoch 1", "Epoch 0"))
+    dice = "[np.float32(0.5), np.float32(1e-04), nan]"
+    for day, number in (("10", 1), ("9", 1), ("9", 0)):  # the later one counts, whatever order their names have
+        lines = f"Epoch {number} ", f"Pseudo dice {dice if day == '10' else '[0.75]'} ", "Epoch time: 1.5 s"
+        with (fold / f"training_log_2026_10_{day}_1_1_1.txt").open("a") as stream:
+            stream.writelines(f"2026-10-{day}: {line}\n" for line in lines)
     log.unlink()
     (found,) = trained_folds()
     assert (found.epoch, found.value) == (2, pytest.approx(0.25005))
