@@ -124,6 +124,9 @@ def test_a_model_of_partial_labels_trains_and_validates_as_nnunets(
     trainer = make_trainer(tmp_path, monkeypatch)
     trainer.run_training()
     trainer.perform_actual_validation()
+    page = (Path(trainer.output_folder) / "report.html").read_text()
+    assert "Final validation: classes" in page
+    assert all(f">{name}<" in page for name in trainer.class_names())
     summary = read_json(Path(trainer.output_folder) / "validation" / "summary.json")
     assert [len(case["metrics"]) for case in summary["metric_per_case"]] == [6, 2, 2]
     kidney = "(4, 5, 6)" if head == "sigmoid" else "(4, 5)"
