@@ -27,7 +27,7 @@ from stunet.datasets.listing import ending_of
 from stunet.experiment.arms import Arm, Experiment, arms, command, read_experiment, request
 from stunet.experiment.runs import DONE, Record, read_dice
 from stunet.files import atomic_write, read_json, write_json
-from stunet.runs.training import mean_dice
+from stunet.kinds import mean_dice
 
 RESULTS = Path(__file__).parent / "results" / "ensemble.csv"
 

@@ -6,6 +6,7 @@ where they are used: plans/check.py, labels/annotations.py. plans/schema.py has 
 checks, and names.py defines what a name is.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -390,3 +391,12 @@ RESULTS = table(
 )
 # File next to a TIFF: its spacing in array order.
 SPACING = table({"spacing": list_of(PITCH, least=2, most=3)}, others=True)
+
+
+def mean_dice(summary: Mapping[str, Any]) -> float:
+    """Return the mean Dice of a summary.json over the classes that occur; nnU-Net's is NaN if any does not occur."""
+    # The mean over classes of the mean over cases, as in nnU-Net.
+    if not math.isnan(overall := summary["foreground_mean"]["Dice"]):
+        return float(overall)
+    found = [mean["Dice"] for mean in summary["mean"].values() if not math.isnan(mean["Dice"])]
+    return sum(found) / len(found) if found else math.nan

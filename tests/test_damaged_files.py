@@ -25,6 +25,7 @@ from stunet.experiment.arms import arms, command, read_experiment, request
 from stunet.experiment.runs import Record, read_dice
 from stunet.inference.model import open_model
 from stunet.inference.records import SETTINGS, check_run_record
+from stunet.kinds import mean_dice
 from stunet.labels import systems
 from stunet.labels.annotations import load_annotations
 from stunet.merging.provenance import is_there
@@ -40,7 +41,6 @@ from stunet.preprocessing.dataset import _valid_records
 from stunet.ranking.formats import read_results, read_scores
 from stunet.ranking.judging import judge
 from stunet.results.statistics import read_statistics
-from stunet.runs.training import mean_dice
 from stunet.weights.v2 import make_dataset, make_plan
 from tests.labels.test_annotations import KIDNEYS
 from tests.loops import for_each

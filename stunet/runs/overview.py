@@ -13,9 +13,8 @@ from stunet import workspace
 from stunet.errors import DataError
 from stunet.files import is_held, read_json
 from stunet.folds import ALL
-from stunet.kinds import PRETRAINING, SUMMARY, read
+from stunet.kinds import PRETRAINING, SUMMARY, mean_dice, read
 from stunet.report import history
-from stunet.runs.training import mean_dice
 
 FOLD = re.compile(r"fold_(\d+|all)$")
 EPOCHS = 1000  # nnU-Net's number, where debug.json does not say it

@@ -14,7 +14,7 @@ from stunet import nnunet, workspace
 from stunet.errors import DataError, UsageError, closest, first_few
 from stunet.files import json_differences
 from stunet.folds import ALL
-from stunet.kinds import SUMMARY, has_classes, read, read_dataset_json
+from stunet.kinds import SUMMARY, has_classes, mean_dice, read, read_dataset_json
 from stunet.plans.blueprints import blueprints
 from stunet.plans.files import list_plans, read_plan
 from stunet.plans.plan import ENCODER_ALONE, INFLATIONS, TRANSFERS, WHOLE, Plan
@@ -400,12 +400,3 @@ def _result(run: "Run", metrics: Mapping[str, Any] | None) -> TrainingResult:
 
 def _summary(run: "Run") -> Path:
     return run.folder / "validation" / "summary.json"
-
-
-def mean_dice(summary: Mapping[str, Any]) -> float:
-    """Return the mean Dice over the classes that occur in validation; nnU-Net's is NaN if any class does not occur."""
-    # The mean over classes of the mean over cases, as in nnU-Net.
-    if not math.isnan(overall := summary["foreground_mean"]["Dice"]):
-        return float(overall)
-    found = [mean["Dice"] for mean in summary["mean"].values() if not math.isnan(mean["Dice"])]
-    return sum(found) / len(found) if found else math.nan

@@ -471,7 +471,7 @@ def test_going_on_needs_no_weights(planned: str, tmp_path: Path, capsys: pytest.
 
 
 def test_the_mean_dice_is_that_of_the_classes_that_validation_has() -> None:
-    from stunet.runs.training import mean_dice
+    from stunet.kinds import mean_dice
 
     nan = float("nan")
     missing = {"foreground_mean": {"Dice": nan}}
