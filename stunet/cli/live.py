@@ -146,7 +146,7 @@ class TrainingProgress:
         left = (trainer.num_epochs - trainer.current_epoch) * sum(self._epoch_times) / len(self._epoch_times)
         epochs, (results, classes) = str(trainer.num_epochs), trainer.epoch_results()
         columns = {
-            "epoch": f"{trainer.current_epoch}/{epochs}".rjust(2 * len(epochs) + 1),
+            "epoch": f"epoch {trainer.current_epoch}/{epochs}".ljust(7 + 2 * len(epochs)),
             "loss": f"{last('train_losses'):.3f}".rjust(6),
             "val": f"{last('val_losses'):.3f}".rjust(6),
             **results,
@@ -155,13 +155,14 @@ class TrainingProgress:
         }
         names = [shortened(name, HEADING) for name in columns]
         widths = [max(map(len, texts)) for texts in zip(names, columns.values(), strict=True)]
-        heading, line = ("  ".join(map(str.rjust, texts, widths)) for texts in (names, columns.values()))
+        names[0] = names[0].ljust(widths[0])
+        heading, line = (" ".join(map(str.rjust, texts, widths)) for texts in (names, columns.values()))
         if heading != self._heading:
             self._heading = heading
-            note(f"{heading}  classes, worst first" if classes else heading)
+            note(f"{heading} classes, worst first" if classes else heading)
         # One column of a terminal stays free: some break a line that fills it.
-        room = max(COLUMNS, self._bar.console.width if self._bar else 0) - 1 - len(line) - 2
-        note(f"{line}  {worst(classes, room)}".rstrip())
+        room = max(COLUMNS, self._bar.console.width if self._bar else 0) - 1 - len(line) - 1
+        note(f"{line} {worst(classes, room)}".rstrip())
         self._last = time.monotonic()
 
     def case(self, name: str, number: int, count: int) -> None:

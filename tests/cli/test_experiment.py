@@ -150,7 +150,7 @@ def test_an_experiment_stops_goes_on_grows_and_tells_what_failed(
     argv = [str(file), "-o", str(folder), "-device", "cpu"]
     logs = [folder / "logs" / f"scratch-full-2-cases-seed-{seed}.log" for seed in (0, 1)]
     with subprocess.Popen([sys.executable, "-c", START, *argv], stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not (logs[0].is_file() and " 1/3 " in logs[0].read_text()):
+        while process.poll() is None and not (logs[0].is_file() and "epoch 1/3" in logs[0].read_text()):
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
@@ -162,8 +162,8 @@ def test_an_experiment_stops_goes_on_grows_and_tells_what_failed(
     file.write_text(TEXT.replace("cases = [2]", "cases = [2, 99]").replace("[0, 1]", "[0]"))
     assert main([*argv, "--json"]) == 3
     out, err = capsys.readouterr()
-    assert logs[0].read_text().count(" 1/3 ") == 1
-    assert logs[0].read_text().count(" 3/3 ") == 1
+    assert logs[0].read_text().count("epoch 1/3 ") == 1
+    assert logs[0].read_text().count("epoch 3/3 ") == 1
     assert "warning: 1 of 2 arms are done" in err
     assert "1 of 2 arms failed, first scratch-full-99-cases-seed-0: " in err
     assert "num_cases=99, but fold 0 has" in err

@@ -133,14 +133,14 @@ def test_an_epoch_is_a_line_of_a_table_that_fits_80_columns(
     progress.epoch(trainer(2, classes))
     heading, *lines = capsys.readouterr().err.splitlines()
     assert heading.split() == ["epoch", "loss", "val", "Dice", "time", "left", "classes,", "worst", "first"]
-    assert lines[0].split()[:8] == ["1/1000", "-0.500", "-0.250", "0.864", "90", "s", "25", "h"]
-    assert lines[1].startswith("   2/1000")
+    assert lines[0].split()[:9] == ["epoch", "1/1000", "-0.500", "-0.250", "0.864", "90", "s", "25", "h"]
+    assert lines[1].startswith("epoch 2/1000    -0.500")
     assert max(map(len, (heading, *lines))) < 80
     wide = live.TrainingProgress()
     wide._bar = SimpleNamespace(console=SimpleNamespace(width=160), live=SimpleNamespace(is_started=False))
     wide.epoch(trainer(1, classes))
     assert capsys.readouterr().err.splitlines()[1].count("0.") == (5 if len(classes) == 2 else 6)
-    named = lines[0].partition(" h  ")[2]
+    named = lines[0].partition(" h ")[2]
     assert named == "posterior 0.80, anterior 0.85" if len(classes) == 2 else named == "glu..t 0 0.00, glut..t 1 0.01"
 
 

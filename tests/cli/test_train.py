@@ -265,7 +265,7 @@ def test_sigterm_leaves_a_state_that_c_continues_to_the_end(
     with subprocess.Popen([str(STUNET_TRAIN), *argv], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.lstrip().startswith("1/3 "):
+            if line.startswith("epoch 1/3"):
                 process.send_signal(signal.SIGTERM)
                 break
         rest = process.stderr.read()
@@ -276,8 +276,8 @@ def test_sigterm_leaves_a_state_that_c_continues_to_the_end(
 
     done = subprocess.run([str(STUNET_TRAIN), *argv, "--c"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert " 1/3 " not in done.stderr
-    assert " 3/3 " in done.stderr
+    assert "epoch 1/3" not in done.stderr
+    assert "epoch 3/3" in done.stderr
     assert "\nmean validation Dice " in done.stdout
     assert main([*argv, "--c"]) == 0
     out, err = capsys.readouterr()

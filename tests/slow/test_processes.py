@@ -55,7 +55,7 @@ def test_sigterm_to_the_parent_leaves_a_state_that_c_continues_to_the_same_end(
     with place.start(*two(), nnUNet_results=tmp_path) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.lstrip().startswith("1/3 "):
+            if line.startswith("epoch 1/3"):
                 process.send_signal(signal.SIGTERM)
                 break
         rest = process.stderr.read()

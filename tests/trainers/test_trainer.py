@@ -101,7 +101,7 @@ def whole(shown_run: tuple[STUNetTrainer, str]) -> STUNetTrainer:
 
 def test_a_terminal_shows_the_bars_and_a_line_for_each_epoch(shown_run: tuple[STUNetTrainer, str]) -> None:
     assert re.search(r"epoch +loss +val +Dice +time +left +classes, worst first\n", shown_run[1])
-    lines = re.findall(r"([12]/2)( +-?\d+\.\d{3}){2}  0\.\d{3} +\S+ s .*\w+ 0\.\d\d", shown_run[1])
+    lines = re.findall(r"epoch ([12]/2)( +-?\d+\.\d{3}){2} 0\.\d{3} +\S+ s .*\w+ 0\.\d\d", shown_run[1])
     assert [line[0] for line in lines] == ["1/2", "2/2"]
     assert "epoch 2/2 validation" in shown_run[1]
 
