@@ -137,8 +137,8 @@ def main() -> None:
 def collect(folder: Path) -> None:
     """Adds the finished arms: Dice by class and case, and the Dice on patches at some shares of the steps."""
     record, found = Record(folder), read_json(FINISHED) if FINISHED.is_file() else {}
-    for file in sorted((HERE / "selfsupervised").glob("*.toml")):
-        experiment = read_experiment(folder / file.name)
+    for file in sorted(folder.glob("*.toml")):
+        experiment = read_experiment(file)
         todo = {arm: command(request(experiment, arm)) for arm in arms(experiment)}
         for arm, dice in results(todo, record).items():
             fold = record.summary(todo[arm]).parents[1]
