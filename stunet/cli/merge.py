@@ -1,28 +1,27 @@
 """stunet_merge: merge many datasets into one that records what each case annotates. stunet/merging does the work."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stunet import console, workspace
 from stunet.cli import live
 from stunet.cli.common import new_parser, run
 from stunet.errors import DataError
-from stunet.machine import GB
 
 if TYPE_CHECKING:
     from stunet.merging import Finding
+    from stunet.merging.check import CheckedUnion
     from stunet.merging.estimate import Estimate
     from stunet.merging.recipe import Recipe
-    from stunet.merging.union import Member, Union
+    from stunet.merging.union import Union
 
 EXAMPLES = """examples:
   stunet_merge init merge.yaml -d 3 7 218        write a draft of the file: datasets, classes, what each label is
-  stunet_merge check merge.yaml       read all files once, report, name every problem; writes no dataset
+  stunet_merge check merge.yaml       read all files once, name every problem, write a report: merge.checked.html
   stunet_merge build merge.yaml       the same, then nnUNet_raw/DatasetXXX_Name; goes on where it was stopped
 docs/pretraining.md explains merge.yaml."""
-NAMES_SHOWN = 6  # leaves of a label in the report
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
     begin.add_argument("-d", nargs="+", required=True, metavar="ID", help="numbers or names of raw datasets")
     begin.add_argument("--name", default="Dataset900_Union", help="of the union (default: %(default)s)")
     begin.set_defaults(np=1)
-    for name, text in (("check", "report and problems; writes no dataset"), ("build", "check, then write the dataset")):
+    for name, text in (
+        ("check", "problems, and a report beside the file; writes no dataset"),
+        ("build", "check, then write the dataset"),
+    ):
         action = actions.add_parser(name, help=text, allow_abbrev=False)
         action.add_argument("recipe", type=Path, metavar="merge.yaml", help="which datasets, and what their labels are")
         action.add_argument("-np", type=int, default=2, metavar="N", help="processes that read and write (default 2)")
@@ -81,8 +83,10 @@ def _merge(args: argparse.Namespace) -> int:
     with live.Progress("check", sum(len(member.cases) for member in members.values())) as progress:
         checked = check(recipe, members, args.np, progress.step)
     findings += checked.findings
-    if checked.union and checked.estimate and args.action == "check":
-        report(checked.union, checked.estimate)
+    if args.action == "check":
+        if checked.union and checked.estimate:
+            report(checked.union, checked.estimate)
+        _write_page(recipe, checked, findings)
     show(findings)
     if any(finding.fatal for finding in findings):
         number = sum(finding.fatal for finding in findings)
@@ -108,59 +112,26 @@ def show(findings: "Sequence[Finding]") -> None:
 
 def report(union: "Union", estimate: "Estimate") -> None:
     """Show what the union would be: its sources, labels, overlapping regions and size."""
-    shares = union.shares()
-    rows = [_source_row(union, name, member, shares[name]) for name, member in union.members.items()]
-    console.table(["source", "cases", "modality", "labels", "licence", "weight", "draws"], rows, union.recipe.name)
+    from stunet.report import merging
+
+    console.table(list(merging.SOURCES), merging.sources(union), union.recipe.name)
     console.result("")
-    console.table(["label", "value", "leaves", "cases", "voxels", "sources"], _label_rows(union))
-    _regions(union)
-    console.result("")
-    spacing = " x ".join(f"{pitch:.3g}" for pitch in estimate.spacing)
-    console.result(f"folds: {', '.join(_fold(fold) for fold in union.folds)} (training/validation)")
-    console.result(f"raw dataset: about {_size(estimate.raw_bytes)}, images by {union.recipe.images}")
-    console.result(f"preprocessed at {spacing} mm: up to {_size(estimate.preprocessed_bytes)} before compression")
-    console.result(f"largest case: {_size(estimate.case_bytes)} of images per process that preprocesses it, at least")
-
-
-def _source_row(union: "Union", name: str, member: "Member", share: float) -> list[str]:
-    kinds = sorted({member.modality(case.name) for case in member.cases})
-    labels = str(len(union.space.labels(name)))
-    licence = member.licence or "unknown"
-    return [name, str(len(member.cases)), "/".join(kinds), labels, licence, f"{member.recipe.weight:g}", f"{share:.1%}"]
-
-
-def _label_rows(union: "Union") -> list[list[str]]:
-    from stunet.merging.estimate import label_counts
-
-    rows = []
-    for label, (cases, voxels) in label_counts(union).items():
-        leaves = union.annotations.labels[label]
-        more = f" and {len(leaves) - NAMES_SHOWN} more" if len(leaves) > NAMES_SHOWN else ""
-        shown = "" if len(leaves) == 1 else ", ".join(leaves[:NAMES_SHOWN]) + more
-        sources = ", ".join(f"{name} {number}" for name, number in union.annotating(label).items())
-        rows.append([label, str(union.values[label]), shown, str(cases), str(voxels), sources])
-    return rows
-
-
-def _regions(union: "Union") -> None:
-    """Show, for a sigmoid head, which outputs share leaves."""
-    outputs: Mapping[str, Any] = union.annotations.labels if union.recipe.head == "sigmoid" else {}
-    rows = []
-    for name, leaves in outputs.items():
-        others = [other for other, own in outputs.items() if other != name and set(own) & set(leaves)]
-        if others:
-            rows.append([name, ", ".join(others)])
-    if rows:
+    console.table(list(merging.LABELS), merging.labels(union))
+    if overlapping := merging.overlaps(union):
         console.result("")
-        console.table(["output", "overlaps"], rows)
+        console.table(list(merging.OVERLAPS), overlapping)
+    console.result("")
+    for name, value in merging.sizes(union, estimate):
+        console.result(f"{name}: {value}")
 
 
-def _fold(fold: Mapping[str, Sequence[str]]) -> str:
-    return f"{len(fold['train'])}/{len(fold['val'])}"
+def _write_page(recipe: "Recipe", checked: "CheckedUnion", findings: "Sequence[Finding]") -> None:
+    """Write the report beside the recipe."""
+    from stunet.merging.check import page_of
+    from stunet.report import merging, page
 
-
-def _size(number: int) -> str:
-    return f"{number / GB:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+    page.write(merging.page(recipe, checked, findings), page_of(recipe))
+    console.note(f"wrote {page_of(recipe)}")
 
 
 def _next(recipe: "Recipe") -> list[str]:

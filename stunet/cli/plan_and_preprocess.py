@@ -82,11 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--clean", action="store_true", help="extract the fingerprint again even if the data did not change"
     )
-    parser.add_argument(
-        "--report",
-        action="store_true",
-        help="also write a page about the dataset beside the plans (reads it once more)",
-    )
+    parser.add_argument("--no_report", action="store_true", help="write no page about the dataset beside the plans")
     parser.add_argument("--no_pp", action="store_true", help="plan only")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
     return common.run(parser, _command, argv)
@@ -119,6 +115,6 @@ def _command(args: argparse.Namespace) -> None:
         clean=args.clean,
         no_pp=args.no_pp,
         dry_run=args.dry_run,
-        report=args.report,
+        report=not args.no_report,
     )
     common.raise_last(plan_each(request, args.d, Shown(not args.no_pbar)), "stunet_plan_and_preprocess")

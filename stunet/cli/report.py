@@ -27,9 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-o", type=Path, metavar="FILE", help="this report alone, into this file; default: report.html in each folder"
     )
     parser.add_argument("--no_slices", action="store_true", help="read no images: no slices of the worst cases")
+    parser.add_argument(
+        "--views", action="store_true", help="also write the worst cases as pages of the viewer, which reports link to"
+    )
     return run(parser, _command, argv)
 
 
 def _command(args: argparse.Namespace) -> None:
-    written = write_reports(args.folder, args.o, not args.no_slices, Shown())
+    written = write_reports(args.folder, args.o, not args.no_slices, args.views, Shown())
     console.result(str(written[-1]))

@@ -7,8 +7,9 @@ with the reader that nnU-Net will use. datasets/__init__.py reads dataset.json a
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
@@ -29,27 +30,62 @@ from stunet.workers import map_all
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
 
 
+Seen = TypeVar("Seen")
+
+
+@dataclass(frozen=True)
+class ReadCase:
+    """A case whose files are sound, for whoever wants to see more of them while they are in memory.
+
+    Attributes:
+        case: Its files.
+        channels: (C, D, H, W).
+        label: (D, H, W); None without one.
+        properties: The reader's, of the label if there is one, otherwise of the first image.
+        voxels: Voxels of the label by value.
+    """
+
+    case: RawCase
+    channels: np.ndarray
+    label: np.ndarray | None
+    properties: dict[str, Any]
+    voxels: dict[float, int]
+
+
 def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None] | None = None) -> list[str]:
+    """Read and check every training case of a raw dataset once; see check_and_see()."""
+    warnings, _ = check_and_see(folder, _nothing, workers, on_case)
+    return warnings
+
+
+def check_and_see(
+    folder: Path,
+    see: Callable[[ReadCase], Seen],
+    workers: int = 1,
+    on_case: Callable[[str], None] | None = None,
+) -> tuple[list[str], list[Seen]]:
     """Read and check every training case of a raw dataset once.
 
     Args:
         folder: nnUNet_raw/DatasetXXX_Name.
+        see: Called with each case in the process that has read it; must be picklable, as must what it returns.
         workers: Number of reading processes.
         on_case: Called with a case's name once it has been read.
 
     Returns:
-        Warnings about problems that would harm training.
+        Warnings about problems that would harm training, and what `see` returned, in the order of the cases.
 
     Raises:
         DataError: Something is wrong; the error names the first three problems and counts the others.
         OutOfMemoryError: A case does not fit into memory.
     """
     cases, rules = read_dataset(folder)
-    checked = map_all(_examine, _with_rules(folder, cases, rules), workers, lambda item: item[0].name, on_case)
+    examine = partial(_examine, see=see)
+    checked = map_all(examine, _with_rules(folder, cases, rules), workers, lambda item: item[0].name, on_case)
     contents = [case.content for case in checked]
     units = {case.name: found.units for case, found in zip(cases, checked, strict=True)}
     description = read_dataset_json(folder / "dataset.json")
-    return [
+    warnings = [
         *left_out(folder, description, cases),
         *judge([case.name for case in cases], contents, description),
         *(
@@ -58,6 +94,11 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
             for warning in unlike_others({name: values[channel] for name, values in units.items() if channel in values})
         ),
     ]
+    return warnings, [case.seen for case in checked]
+
+
+def _nothing(case: ReadCase) -> None:
+    """See nothing more than the check does."""
 
 
 @dataclass(frozen=True)
@@ -181,25 +222,26 @@ def _with_rules(folder: Path, cases: list[RawCase], rules: Rules) -> list[tuple[
 
 
 class CheckedCase(NamedTuple):
-    """The contents of a case, and value summaries of its CT channels by channel number."""
+    """The contents of a case, value summaries of its CT channels by channel number, and what was asked to be seen."""
 
     content: Content
     units: dict[int, Values]
+    seen: Any
 
 
-def _examine(checked: tuple[RawCase, Rules]) -> CheckedCase:
+def _examine(checked: tuple[RawCase, Rules], see: Callable[[ReadCase], Any]) -> CheckedCase:
     case, rules = checked
     images = read_images(case, rules)
-    image, label = images.channels, None
+    image, label, properties = images.channels, None, images.properties
     voxels: dict[float, int] = {}
     if case.label is not None:
-        label, _, voxels = _read_label(case, rules, images.grid)
+        label, properties, voxels = _read_label(case, rules, images.grid)
     elif case.mask is not None:
         check_leaves_voxels(read_mask(case, rules, images.grid, case.mask), case.mask)
     names = enumerate(rules.channels)
     # By this name, in any case, nnU-Net chooses CTNormalization, which takes HU for granted.
     units = {channel: look_at_units(image[channel]) for channel, name in names if name.casefold() == "ct"}
-    return CheckedCase(look(image, label, voxels), units)
+    return CheckedCase(look(image, label, voxels), units, see(ReadCase(case, image, label, properties, voxels)))
 
 
 def check_leaves_voxels(mask_DHW: np.ndarray, path: Path) -> None:

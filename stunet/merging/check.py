@@ -101,6 +101,11 @@ def receipt_of(recipe: Recipe) -> Path:
     return recipe.path.with_suffix(".checked.json")
 
 
+def page_of(recipe: Recipe) -> Path:
+    """Return the file of the report that a check writes."""
+    return recipe.path.with_suffix(".checked.html")
+
+
 def state(recipe: Recipe, members: Mapping[str, Member]) -> dict[str, Any]:
     """Return what a build depends on: the recipe, and per source its dataset.json, its cases and their files."""
     sources = {

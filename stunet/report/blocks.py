@@ -1,4 +1,4 @@
-"""What a page is made of: facts, text, tables, figures and links, in sections. page.py renders them.
+"""What a page is made of: facts, text, commands, tables, figures and links, in sections. page.py renders them.
 
 All text is escaped when it is rendered, so that names from files may hold anything.
 """
@@ -66,6 +66,15 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Command:
+    """A command to copy, and what it is for."""
+
+    text: str
+    command: str
+    kind: ClassVar[str] = "command"
+
+
+@dataclass(frozen=True)
 class Links:
     """Links to files beside the page, by relative path."""
 
@@ -89,7 +98,7 @@ class Figure:
     kind: ClassVar[str] = "figure"
 
 
-Block = Table | Facts | Text | Links | Figure
+Block = Table | Facts | Text | Command | Links | Figure
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,19 @@ HOW = (
 )
 
 
-def sections(compared: Compared, slices_of: Callable[[int], Block] | None = None, title: str = "") -> list[Section]:
+def sections(
+    compared: Compared, slices_of: Callable[[int], Sequence[Block]] | None = None, title: str = ""
+) -> list[Section]:
     """Return the sections of a comparison.
 
     Args:
         compared: The numbers.
-        slices_of: Makes the slices of a case, given its position; None: there are none.
+        slices_of: Returns the slices of a case, given its position, and how to see more of it; None: there are none.
         title: In front of the headings, such as "Final validation: ".
     """
     order = worst_first(compared)
     drawn: list[Block] = [*distributions(compared, order)]
     agreement = volumes(compared)
-    worst = [position for position in worst_cases(compared)[:WORST]]
     found = [
         Section(f"{title}classes", [class_table(compared, order)]),
         Section(f"{title}distribution", drawn),
@@ -37,7 +38,8 @@ def sections(compared: Compared, slices_of: Callable[[int], Block] | None = None
         Section(f"{title}cases", [case_table(compared)]),
     ]
     if slices_of:
-        found.insert(3, Section(f"{title}worst cases", [slices_of(position) for position in worst]))
+        shown = [block for position in worst_cases(compared)[:WORST] for block in slices_of(position)]
+        found.insert(3, Section(f"{title}worst cases", shown))
     return [Section(f"{section.title[:1].upper()}{section.title[1:]}", section.blocks) for section in found]
 
 

@@ -1,7 +1,7 @@
 """The report of a dataset: what its images and labels are, how they are divided, and what the plan made of them.
 
-Every case is read once, in several processes: spacing, shape, intensities, volumes of the classes, thumbnails of some.
-runs/planning.py writes the report; read next: plots.py.
+What a case is, is seen while the check of the files has it in memory: spacing, shape, intensities, volumes of the
+classes, thumbnails of some. runs/planning.py writes the report; read next: plots.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stunet.datasets import RawCase, Rules
-from stunet.datasets.check import UNREADABLE, read_case, read_images
-from stunet.datasets.contents import count_values
-from stunet.errors import DataError
+from stunet.datasets.check import ReadCase
+from stunet.errors import last_line
 from stunet.plans.plan import Plan
 from stunet.report.blocks import Block, Facts, Figure, Page, Section, Table, Text, number, text
 from stunet.report.figures import drawn, label
@@ -23,7 +21,6 @@ from stunet.report.training import FOOTER
 from stunet.results.planes import cut, overlay
 from stunet.results.preview import window_of
 from stunet.results.segmentation import Segmentation
-from stunet.workers import map_cases
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -47,7 +44,7 @@ class Look:
         volumes: Voxels by value of the label map; empty without one.
         voxel_ml: Volume of a voxel.
         picture: Thumbnail (rows, columns, 3), uint8; None: none was asked for.
-        error: Why the case cannot be read; everything else is empty then.
+        error: Why nothing is known of the case; everything else is empty then.
     """
 
     name: str
@@ -67,67 +64,53 @@ class Chosen:
     Attributes:
         plan: The plan.
         folds: Training and validation cases of each fold; empty if they are not made yet.
-        warnings: What the check of the files found; None: they were not checked.
+        warnings: What the check of the files found.
         remarks: What planning says of the plan.
     """
 
     plan: Plan
     folds: Sequence[Mapping[str, Sequence[str]]]
-    warnings: Sequence[str] | None
+    warnings: Sequence[str]
     remarks: Sequence[str]
 
 
-def look_at(
-    cases: Sequence[RawCase],
-    rules: Rules,
-    dataset: Mapping[str, Any],
-    workers: int = 1,
-    on_case: Callable[[str], None] = lambda name: None,
-) -> list[Look]:
-    """Read every case once, and return what each is.
+def observer(names: Sequence[str], dataset: Mapping[str, Any]) -> Callable[[ReadCase], Look]:
+    """Return what looks at a case while datasets/check.py has it in memory; it raises no error.
 
     Args:
-        cases: Of the dataset.
-        rules: What they satisfy.
+        names: Of all cases.
         dataset: Content of dataset.json.
-        workers: Number of processes.
-        on_case: Called with the name of each case that was read.
     """
-    step = max(1, -(-len(cases) // THUMBNAILS))
-    drawn_cases = frozenset(case.name for case in cases[::step])
-    work = partial(_look, rules=rules, dataset=dataset, drawn_cases=drawn_cases)
-    found = {}
-    for outcome in map_cases(work, cases, workers, lambda case: case.name):
-        on_case(outcome.case.name)
-        error = outcome.error
-        found[outcome.case.name] = outcome.result if error is None else Look(outcome.case.name, error=error.message)
-    return [found[case.name] for case in cases]
+    step = max(1, -(-len(names) // THUMBNAILS))
+    return partial(_look, dataset=dataset, drawn_cases=frozenset(names[::step]))
 
 
-def _look(case: RawCase, rules: Rules, dataset: Mapping[str, Any], drawn_cases: frozenset[str]) -> Look:
+def _look(read: ReadCase, dataset: Mapping[str, Any], drawn_cases: frozenset[str]) -> Look:
     try:
-        if case.label is None:
-            images = read_images(case, rules)
-            channels, properties, labels = images.channels, images.properties, None
-        else:
-            channels, labels, properties = read_case(case, rules)
-    except UNREADABLE as error:
-        raise DataError(f"case {case.name!r} cannot be read: {str(error)[:200]}", "copy it again") from None
-    spacing = tuple(map(float, properties["spacing"]))
-    is_ct = bool(rules.channels) and rules.channels[0].casefold() == "ct"
-    picture = None
-    if case.name in drawn_cases:
-        known = np.zeros(channels.shape[1:], np.uint8) if labels is None else labels.astype(np.int64)
-        picture = _thumbnail(Segmentation.from_properties(known, properties, dataset), channels[0], is_ct)
-    return Look(
-        name=case.name,
-        spacing=spacing,
-        shape=tuple(channels.shape[1:]),
-        intensities=tuple(tuple(np.percentile(_sample(channel), PERCENTILES).tolist()) for channel in channels),
-        volumes={} if labels is None else count_values(labels),
-        voxel_ml=float(np.prod(spacing)) / 1000,
-        picture=picture,
-    )
+        spacing = tuple(map(float, read.properties["spacing"]))
+        picture = None
+        if read.case.name in drawn_cases:
+            known = np.zeros(read.channels.shape[1:], np.uint8) if read.label is None else read.label.astype(np.int64)
+            segmentation = Segmentation.from_properties(known, read.properties, dataset)
+            picture = _thumbnail(segmentation, read.channels[0], channels_of(dataset)[0].casefold() == "ct")
+        return Look(
+            name=read.case.name,
+            spacing=spacing,
+            shape=tuple(read.channels.shape[1:]),
+            intensities=tuple(
+                tuple(np.percentile(_sample(channel), PERCENTILES).tolist()) for channel in read.channels
+            ),
+            volumes=read.voxels,
+            voxel_ml=float(np.prod(spacing)) / 1000,
+            picture=picture,
+        )
+    except Exception as error:  # noqa: BLE001 - the files are sound, and a page about them must not stop the planning
+        return Look(read.case.name, error=last_line(error))
+
+
+def channels_of(dataset: Mapping[str, Any]) -> list[str]:
+    """Return the names of a dataset's channels."""
+    return [str(each) for each in (dataset.get("channel_names") or dataset.get("modality") or {}).values()]
 
 
 def _sample(channel: np.ndarray) -> np.ndarray:
@@ -152,7 +135,7 @@ def page(name: str, dataset: Mapping[str, Any], looks: Sequence[Look], chosen: C
         chosen: What planning decided.
     """
     read = [look for look in looks if not look.error]
-    channels = [str(each) for each in (dataset.get("channel_names") or dataset.get("modality") or {}).values()]
+    channels = channels_of(dataset)
     classes = _values(dataset)
     labelled = [look for look in read if look.volumes]
     unread = [[text(look.name), text(look.error)] for look in looks if look.error]
@@ -173,12 +156,10 @@ def page(name: str, dataset: Mapping[str, Any], looks: Sequence[Look], chosen: C
     )
 
 
-def _checked(warnings: Sequence[str] | None, unread: Sequence[Sequence[Any]]) -> list[Block]:
-    blocks: list[Block] = [Text(each, is_warning=True) for each in warnings or ()]
+def _checked(warnings: Sequence[str], unread: Sequence[Sequence[Any]]) -> list[Block]:
+    blocks: list[Block] = [Text(each, is_warning=True) for each in warnings]
     if unread:
-        blocks.append(Table("Cases that cannot be read", ["case", "why"], unread))
-    if warnings is None:
-        blocks.append(Text("The files were not checked (--no_check)."))
+        blocks.append(Table("Cases that are not in what follows", ["case", "why"], unread))
     return blocks or [Text("Every file was read, and nothing speaks against training on them.")]
 
 

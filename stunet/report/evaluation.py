@@ -1,5 +1,6 @@
 """The report of an evaluation: the same sections as a training's final validation. runs/evaluation.py writes it."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -9,9 +10,9 @@ from stunet.datasets import find_reader
 from stunet.datasets.listing import ending_of
 from stunet.errors import DataError
 from stunet.report import comparison
-from stunet.report.blocks import Block, Facts, Page, Section, Table, Text, text
+from stunet.report.blocks import Block, Command, Facts, Page, Section, Table, Text, text
 from stunet.report.compared import of_summary
-from stunet.report.slices import slices
+from stunet.report.slices import Sliced, slices
 from stunet.report.training import FOOTER
 
 
@@ -39,12 +40,26 @@ def page(
     assert compared is not None  # an evaluation has a case, and a class
     reader = _reader(dataset, compared.files[0][1]) if dataset else None
 
-    def slices_of(position: int) -> Block:
+    def slices_of(position: int) -> list[Block]:
         case, dice = compared.cases[position], compared.dice[position]
         worst = sorted((k for k in range(len(dice)) if isfinite(dice[k])), key=lambda k: dice[k])
         prediction, reference = compared.files[position]
         title, shown = f"{case}: mean Dice {compared.case_means()[position]:.3f}", [compared.classes[k] for k in worst]
-        return slices(title, images.get(case, ()), reference, prediction, reader or "", dataset, shown)
+        files = [str(path) for path in (*images.get(case, ()), prediction, "--reference", reference)]
+        return [
+            slices(
+                Sliced(
+                    title=title,
+                    images=images.get(case, ()),
+                    reference=reference,
+                    prediction=prediction,
+                    reader=reader or "",
+                    dataset=dataset,
+                    worst=shown,
+                )
+            ),
+            Command("In the viewer", shlex.join(["stunet_view", *files])),
+        ]
 
     facts = [("predictions", str(predictions)), ("references", str(references))]
     facts += [("tolerance of the NSD", f"{metrics['tolerance_mm']:g} mm")]
@@ -53,7 +68,7 @@ def page(
     missing = [[text(name), text(why or "no partner, or no content")] for name, why in left_out.items()]
     return Page(
         title=f"Evaluation of {predictions.name}",
-        subtitle=f"against {references}",
+        subtitle=f"against {references.name}",
         headline=comparison.headline(compared),
         sections=[
             *comparison.sections(compared, slices_of if reader else None),

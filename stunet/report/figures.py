@@ -50,24 +50,35 @@ def drawn(draw: "Callable[[Canvas], None]", height: float, caption: str, alt: st
         alt: See blocks.Figure.
         width: In inches; WIDTH is as wide as the page.
     """
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    svg = _saved(draw, (width, height), format="svg", metadata=nothing)
+    return Figure(_inline(svg.decode()), caption, alt)
+
+
+def png(draw: "Callable[[Canvas], None]", height: float, width: float = WIDTH) -> bytes:
+    """Return what a function draws as a PNG, on white; arguments are those of drawn()."""
+    return _saved(draw, (width, height), format="png", facecolor="white")
+
+
+def _saved(draw: "Callable[[Canvas], None]", inches: tuple[float, float], **options: Any) -> bytes:
+    """Return the file of a drawing."""
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as MatplotlibFigure
 
     with own_style():
         matplotlib.rcParams.update(_STYLE)
-        canvas = MatplotlibFigure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(canvas)
+        canvas = MatplotlibFigure(figsize=inches, layout="constrained")
+        FigureCanvasAgg(canvas)
         draw(canvas)
-        stream = io.StringIO()
+        stream = io.BytesIO()
         with warnings.catch_warnings():
             # Letters that matplotlib's font lacks are measured as boxes; the browser has its own fonts. A drawing that
             # is too small for all its labels is better than none.
             warnings.filterwarnings("ignore", "Glyph .* missing")
             warnings.filterwarnings("ignore", "constrained_layout not applied")
-            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            canvas.savefig(stream, format="svg", dpi=DPI, metadata=nothing)
-    return Figure(_inline(stream.getvalue()), caption, alt)
+            canvas.savefig(stream, dpi=DPI, **options)
+    return stream.getvalue()
 
 
 def embedded(png: bytes, caption: str, alt: str) -> Figure | None:

@@ -193,6 +193,10 @@ class Fold:
     def _files(self) -> Sequence[tuple[Path, Path]]:
         return self.compared.files if self.compared else ()
 
+    def view(self, case: str) -> Path:
+        """Return the file of a case's page of the viewer, which `stunet_report --views` writes."""
+        return self.folder / "views" / f"{case}.html"
+
     def images(self, case: str) -> list[Path]:
         """Return the raw images of a case; none if they are not found."""
         return list(self.model.raw_images.get(case, ()))

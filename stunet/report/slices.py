@@ -4,8 +4,8 @@ Planes are those of results/planes.py: oriented as in radiology, in mm. The refe
 dashed one, in the colour of the class.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from stunet.errors import StunetError
 from stunet.images import file_reader
 from stunet.report.blocks import Block, Text
-from stunet.report.figures import WIDTH, drawn, label
+from stunet.report.figures import WIDTH, drawn, label, png
 from stunet.results.colours import unit_colour
 from stunet.results.planes import Plane, cut
 from stunet.results.preview import window_of
@@ -29,18 +29,11 @@ PIXELS = 256  # of the longest side of a slice
 TALLEST = 2.7  # inches of a slice
 
 
-def slices(
-    title: str,
-    images: Sequence[Path],
-    reference: Path,
-    prediction: Path,
-    reader: str,
-    dataset: Mapping[str, Any],
-    worst: Sequence[str],
-) -> Block:
-    """Return three slices through the largest differences of a case; or why they cannot be shown.
+@dataclass(frozen=True, kw_only=True)
+class Sliced:
+    """A case of which slices are shown.
 
-    Args:
+    Attributes:
         title: Name of the case, with its numbers.
         images: Its image files; the first channel is shown. Without any, outlines are drawn on black.
         reference: Reference segmentation, on the grid of the image.
@@ -49,31 +42,58 @@ def slices(
         dataset: dataset.json with the `labels` of both files.
         worst: Names of its classes, worst first; the first of them are outlined.
     """
+
+    title: str
+    images: Sequence[Path]
+    reference: Path
+    prediction: Path
+    reader: str
+    dataset: Mapping[str, Any]
+    worst: Sequence[str]
+
+
+class _NotShown(Exception):
+    """Why there are no slices."""
+
+
+def slices(case: Sliced) -> Block:
+    """Return three slices through the largest differences of a case; or why they cannot be shown."""
     try:
-        return _slices(title, images, reference, prediction, reader, dataset, worst)
+        draw, height, caption, alt = _prepared(case)
+        return drawn(draw, height, caption, alt)
+    except _NotShown as reason:
+        return Text(f"{case.title}: no slices, because {reason}")
+
+
+def picture(case: Sliced) -> bytes | None:
+    """Return the same slices as a PNG; None if they cannot be shown."""
+    try:
+        draw, height, _, _ = _prepared(case)
+        return png(draw, height)
+    except _NotShown:
+        return None
+
+
+def _prepared(case: Sliced) -> "tuple[Callable[[Canvas], None], float, str, str]":
+    """Return what draws the slices, their height in inches, caption and alternative text."""
+    try:
+        return _read(case)
     except (StunetError, OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
         # Readers raise all of these for files that are missing, damaged or of another kind: a report does without.
         told = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        return Text(f"{title}: no slices, because its files cannot be shown ({told})")
+        raise _NotShown(f"its files cannot be shown ({told})") from None
 
 
-def _slices(
-    title: str,
-    images: Sequence[Path],
-    reference: Path,
-    prediction: Path,
-    reader: str,
-    dataset: Mapping[str, Any],
-    worst: Sequence[str],
-) -> Block:
-    files = file_reader(reader)
-    true, properties = files.read_seg(str(reference))
-    guess, _ = files.read_seg(str(prediction))
+def _read(case: Sliced) -> "tuple[Callable[[Canvas], None], float, str, str]":
+    title, dataset = case.title, case.dataset
+    files = file_reader(case.reader)
+    true, properties = files.read_seg(str(case.reference))
+    guess, _ = files.read_seg(str(case.prediction))
     true, guess = (np.asarray(array)[0].astype(np.int64) for array in (true, guess))
     if true.shape != guess.shape:
-        return Text(f"{title}: no slices, because prediction {guess.shape} and reference {true.shape} differ in shape")
+        raise _NotShown(f"prediction {guess.shape} and reference {true.shape} differ in shape")
     note, grey = "", np.zeros(true.shape, np.float32)
-    existing = [path for path in images[:1] if path.is_file()]
+    existing = [path for path in case.images[:1] if path.is_file()]
     if existing:
         grey = files.read_images([str(existing[0])])[0][0]
     if grey.shape != true.shape:
@@ -81,7 +101,7 @@ def _slices(
     elif not existing:
         note = "; its image was not found"
     named = Segmentation.from_properties(np.zeros(true.shape, np.uint8), properties, dataset)
-    outlined = {name: named.values(name) for name in worst[:CLASSES] if name in named.names}
+    outlined = {name: named.values(name) for name in case.worst[:CLASSES] if name in named.names}
     wrong = np.zeros(true.shape, np.uint8)
     for values in outlined.values():
         wrong |= np.isin(true, values) != np.isin(guess, values)
@@ -106,9 +126,8 @@ def _slices(
 
     caption = f"{title}. Solid lines: reference; dashed lines: prediction{note}."
     shown = ", ".join(plane.caption for plane, _, _ in planes if plane.caption) or "the image"
-    return drawn(
-        draw, _height(planes, len(outlined)), caption, f"Slices of {title}: {shown}, with {', '.join(outlined)}"
-    )
+    alt = f"Slices of {title}: {shown}, with {', '.join(outlined)}"
+    return draw, _height(planes, len(outlined)), caption, alt
 
 
 def _height(planes: Sequence[tuple[Plane, Plane, Plane]], classes: int) -> float:

@@ -4,7 +4,8 @@ They are made from what lies in the result folder alone (runs.py), so that those
 look the same. Read next: comparison.py for the final validation.
 """
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from stunet.errors import StunetError
 from stunet.files import cached_sha256_of
 from stunet.plans.plan import Plan
 from stunet.report import calibration, comparison, page
-from stunet.report.blocks import Block, Cell, Facts, Links, Page, Section, Table, Text, number, text
+from stunet.report.blocks import Block, Cell, Command, Facts, Links, Page, Section, Table, Text, number, text
 from stunet.report.compared import Compared, joined
 from stunet.report.history import FILE, Epoch, History
 from stunet.report.plots import curves
 from stunet.report.runs import ENVIRONMENT, Fold, Model
-from stunet.report.slices import slices
+from stunet.report.slices import Sliced, picture, slices
 from stunet.workspace import BEST, FINAL, LATEST, PRETRAINING
 
 NAME = "report.html"
@@ -43,20 +44,18 @@ def write_fold(folder: Path, with_slices: bool = True, target: Path | None = Non
     Raises:
         OSError: The folder is not writable, or the disk is full.
     """
-    target = target or folder / NAME
-    page.write(fold_page(Fold(folder), with_slices), target)
-    return target
+    page.write(fold_page(Fold(folder), with_slices, is_beside=target is None), target or folder / NAME)
+    return target or folder / NAME
 
 
 def write_model(folder: Path, with_slices: bool = True, target: Path | None = None) -> Path:
     """Write the report of a model, and return its file; arguments and errors are those of write_fold()."""
-    target = target or folder / NAME
-    page.write(model_page(Model(folder), with_slices), target)
-    return target
+    page.write(model_page(Model(folder), with_slices, is_beside=target is None), target or folder / NAME)
+    return target or folder / NAME
 
 
-def fold_page(fold: Fold, with_slices: bool = True) -> Page:
-    """Return the report of a fold."""
+def fold_page(fold: Fold, with_slices: bool = True, is_beside: bool = True) -> Page:
+    """Return the report of a fold; it has links if it lies beside the files."""
     model, history, compared = fold.model, fold.history, fold.compared
     trainer, plans, configuration = model.names
     if fold.is_pretraining:
@@ -65,7 +64,7 @@ def fold_page(fold: Fold, with_slices: bool = True) -> Page:
         parts = [
             Section("Course of the training", _course(history)),
             Section("Classes during training", _online(history)),
-            *_validation([fold], compared, with_slices),
+            *_validation([fold], compared, with_slices, fold.folder if is_beside else None),
         ]
     state = "trained" if fold.is_finished else "in training, or stopped"
     numbers = [("epochs", _epochs_of(fold)), *(comparison.headline(compared) if compared else ())]
@@ -77,14 +76,14 @@ def fold_page(fold: Fold, with_slices: bool = True) -> Page:
             *parts,
             Section("Weights it started from", _transfer(fold)),
             Section("Settings", [Facts(_settings(fold))]),
-            Section("Versions and files", _files(fold)),
+            Section("Versions and files", _files(fold, is_beside)),
         ],
         footer=FOOTER,
     )
 
 
-def model_page(model: Model, with_slices: bool = True) -> Page:
-    """Return the report of a model with all its folds that were begun."""
+def model_page(model: Model, with_slices: bool = True, is_beside: bool = True) -> Page:
+    """Return the report of a model with all its folds that were begun; it has links if it lies beside them."""
     folds = [fold for fold in model.folds() if fold.is_begun]
     parts = [fold.compared for fold in folds]
     known = [part for part in parts if part is not None]
@@ -102,14 +101,15 @@ def model_page(model: Model, with_slices: bool = True) -> Page:
             number(float(len(part.cases)) if part else None, ".0f"),
         ])  # fmt: skip
     columns = ["fold", "finished", "epochs", "training loss", "validation Dice", "cases"]
-    links = Links([(f"Report of fold {fold.name}", f"{fold.folder.name}/{NAME}") for fold in folds])
+    pages = [(f"Report of fold {fold.name}", f"{fold.folder.name}/{NAME}") for fold in folds]
+    links = [Links(pages)] if is_beside else []
     return Page(
         title=model.dataset_name,
         subtitle=f"{configuration or model.folder.name} · {plans} · {trainer or 'unknown trainer'} · all folds",
         headline=[("folds", str(len(folds))), *(comparison.headline(compared) if compared else ())],
         sections=[
-            Section("Folds", [Table("Folds", columns, rows, "", frozenset({2, 3, 4, 5})), links, *_of_folds(folds)]),
-            *_validation(folds, compared, with_slices),
+            Section("Folds", [Table("Folds", columns, rows, "", frozenset({2, 3, 4, 5})), *links, *_of_folds(folds)]),
+            *_validation(folds, compared, with_slices, model.folder if is_beside else None),
             Section("Settings", [Facts(_settings(folds[0]))] if folds else []),
         ],
         footer=FOOTER,
@@ -228,27 +228,60 @@ def _of_folds(folds: Sequence[Fold]) -> list[Block]:
     return [curves(title, range(1, longest + 1), lines, "Dice", ESTIMATE, limits=(-0.02, 1.02))]
 
 
-def _validation(folds: Sequence[Fold], compared: Compared | None, with_slices: bool) -> list[Section]:
+def _validation(
+    folds: Sequence[Fold], compared: Compared | None, with_slices: bool, beside: Path | None
+) -> list[Section]:
+    """Return the sections of a validation; `beside` is the page's folder, if it has links to pages of the viewer."""
     title = "Final validation: " if len(folds) == 1 else "Cross-validation: "
     if compared is None:
         where = "this fold" if len(folds) == 1 else "any fold"
         return [Section("Final validation", [comparison.nothing(where)])]
     at = {case: fold for fold in folds if fold.compared for case in fold.compared.cases}
-    means = compared.case_means()
 
-    def slices_of(position: int) -> Block:
+    def slices_of(position: int) -> list[Block]:
         case = compared.cases[position]
-        prediction, reference = at[case].pair(*compared.files[position])
-        model, dice = at[case].model, compared.dice[position]
-        worst = sorted((k for k in range(len(dice)) if isfinite(dice[k])), key=lambda k: dice[k])
-        shown = [compared.classes[k] for k in worst]
-        name = f"{case}: mean Dice {means[position]:.3f}"
-        return slices(name, at[case].images(case), reference, prediction, model.reader, model.dataset, shown)
+        shown = _sliced(at[case], compared, position)
+        return [slices(shown), *_viewed(at[case], case, shown.prediction, beside)]
 
     found = comparison.sections(compared, slices_of if with_slices else None, title)
     if with_slices:
         found.append(Section(f"{title}calibration", _calibration(folds)))
     return found
+
+
+def worst_pictures(fold: Fold) -> Iterator[tuple[str, bytes]]:
+    """Yield name and PNG of the slices of a fold's worst validation cases, as its report shows them."""
+    if (compared := fold.compared) is None:
+        return
+    for position in comparison.worst_cases(compared)[: comparison.WORST]:
+        if found := picture(_sliced(fold, compared, position)):
+            yield compared.cases[position], found
+
+
+def _sliced(fold: Fold, compared: Compared, position: int) -> Sliced:
+    case, dice = compared.cases[position], compared.dice[position]
+    prediction, reference = fold.pair(*compared.files[position])
+    worst = sorted((k for k in range(len(dice)) if isfinite(dice[k])), key=lambda k: dice[k])
+    return Sliced(
+        title=f"{case}: mean Dice {compared.case_means()[position]:.3f}",
+        images=fold.images(case),
+        reference=reference,
+        prediction=prediction,
+        reader=fold.model.reader,
+        dataset=fold.model.dataset,
+        worst=[compared.classes[k] for k in worst],
+    )
+
+
+def _viewed(fold: Fold, case: str, prediction: Path, beside: Path | None) -> list[Block]:
+    """Return the link to a case's page of the viewer, if there is one that is no older than the prediction; or how to
+    start the viewer."""
+    view = fold.view(case)
+    if beside and view.is_file() and prediction.is_file() and view.stat().st_mtime >= prediction.stat().st_mtime:
+        return [Links([(f"{case} in the viewer", view.relative_to(beside).as_posix())])]
+    number = fold.model.dataset_name[7:10]
+    command = shlex.join(["stunet_view", "-d", number, "validation", "--case", case])
+    return [Command(f"In the viewer, from the folder {fold.folder.name}", command)]
 
 
 def _calibration(folds: Sequence[Fold]) -> list[Block]:
@@ -332,7 +365,7 @@ def _settings(fold: Fold) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def _files(fold: Fold) -> list[Block]:
+def _files(fold: Fold, is_beside: bool) -> list[Block]:
     found = [(str(name), str(value)) for name, value in sorted(fold.json(ENVIRONMENT).items())]
     if not found and (debug := fold.json("debug.json")):  # nnU-Net's own
         known = {"torch_version": "torch", "gpu_name": "GPU", "cudnn_version": "cuDNN", "device": "device"}
@@ -346,7 +379,7 @@ def _files(fold: Fold) -> list[Block]:
     if rows:
         blocks.append(Table("Checkpoints", ["file", "MB", "SHA-256"], rows, numeric=frozenset({1})))
     beside = [name for name in (FILE, "progress.png", "validation/summary.json") if (fold.folder / name).is_file()]
-    return [*blocks, Links([(name, name) for name in beside])] if beside else blocks
+    return [*blocks, Links([(name, name) for name in beside])] if beside and is_beside else blocks
 
 
 def _epochs_of(fold: Fold) -> str:

@@ -54,7 +54,7 @@ def plan(
     clean: bool = False,
     no_pp: bool = False,
     dry_run: bool = False,
-    report: bool = False,
+    report: bool = True,
     listener: Listener | None = None,
 ) -> PlanningResult:
     """Plan a raw dataset and preprocess it, as stunet_plan_and_preprocess does.

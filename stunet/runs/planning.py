@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stunet import nnunet, workspace
 from stunet.errors import DataError, StunetError, UsageError, closest
@@ -20,9 +21,20 @@ from stunet.runs.listener import Listener
 from stunet.runs.planner_choice import Followed, find_followed, make_plan, shown
 from stunet.runs.planning_request import CONFIGURATIONS, PlanningRequest, complete, workers_of
 
+if TYPE_CHECKING:
+    from stunet.report.dataset import Look
+
 CASCADE = "3d_cascade_fullres"
 WORKERS = {"2d": 8, "3d_lowres": 8}  # upper limits, as in nnU-Net; larger images get fewer because of their memory
 FEWER = 4
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the check of a dataset's files has found: warnings, and what each case is."""
+
+    warnings: Sequence[str]
+    looks: "Sequence[Look]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +144,8 @@ def _plan_and_preprocess(
     if path is None:
         return result
     listener.note(f"plans: {path}")
-    if request.report:
-        _write_report(result, found, readers, listener)
+    if found and request.report:
+        _write_report(result, found, listener)
     if not request.no_pp:
         _preprocess(dataset, planned, request, listener)
         listener.note(f"next: {_training_command(result, request)}")
@@ -163,36 +175,35 @@ def _check_name(dataset: str, request: PlanningRequest) -> None:
         raise UsageError(f"-overwrite_plans_name {name}, and plans of this name are {whose}", "another name")
 
 
-def _write_report(result: PlanningResult, found: list[str] | None, workers: int, listener: Listener) -> None:
-    """Read all cases again, for the report of the dataset beside its plans."""
-    from stunet.datasets import read_dataset
+def _write_report(result: PlanningResult, found: Found, listener: Listener) -> None:
+    """Write the report of the dataset beside its plans."""
     from stunet.folds import FILE, read_folds
     from stunet.report import dataset as report
     from stunet.report import page
 
     folder, target = workspace.raw_dataset(result.dataset), workspace.preprocessed_dataset(result.dataset)
     description = read_dataset_json(folder / "dataset.json")
-    cases, rules = read_dataset(folder)
-    with listener.progress(f"report {result.dataset}", len(cases)) as progress:
-        looks = report.look_at(cases, rules, description, workers, progress.step)
     folds = [vars(fold) for fold in read_folds(target / FILE)] if (target / FILE).is_file() else []
-    chosen = report.Chosen(result.plan, folds, found, warnings_of(result.plan))
+    chosen = report.Chosen(result.plan, folds, found.warnings, warnings_of(result.plan))
     path = target / f"{result.plan.name}.html"
-    page.write(report.page(result.dataset, description, looks, chosen), path)
+    page.write(report.page(result.dataset, description, found.looks, chosen), path)
     listener.note(f"wrote {path}")
 
 
-def _check_files(dataset: str, workers: int, listener: Listener) -> list[str]:
-    """Return what the check of all files warns of; the listener has been told."""
+def _check_files(dataset: str, workers: int, listener: Listener) -> Found:
+    """Return what the check of all files has found; the listener has been told of the warnings."""
     from stunet.datasets import read_dataset
-    from stunet.datasets.check import check_dataset
+    from stunet.datasets.check import check_and_see
+    from stunet.report.dataset import observer
 
     folder = workspace.raw_dataset(dataset)
-    with listener.progress(f"check {dataset}", len(read_dataset(folder)[0])) as progress:
-        warnings = check_dataset(folder, workers, progress.step)
-    for warning in warnings:
+    names = [case.name for case in read_dataset(folder)[0]]
+    see = observer(names, read_dataset_json(folder / "dataset.json"))
+    with listener.progress(f"check {dataset}", len(names)) as progress:
+        found = Found(*check_and_see(folder, see, workers, progress.step))
+    for warning in found.warnings:
         listener.warn(warning)
-    return warnings
+    return found
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class PlanningRequest:
         clean: Extract the fingerprint again even if the data did not change.
         no_pp: Plan only.
         dry_run: Plan, and write nothing.
-        report: Also write a page about the dataset beside its plans, for which all cases are read once more.
+        report: Write a page about the dataset beside its plans, of what the check has seen.
     """
 
     dataset: int | str
@@ -83,7 +83,7 @@ class PlanningRequest:
     clean: bool = False
     no_pp: bool = False
     dry_run: bool = False
-    report: bool = False
+    report: bool = True
 
     @property
     def follows_weights(self) -> bool:

@@ -1,12 +1,14 @@
 """Follow trainings in TensorBoard, MLflow or Weights & Biases: `--log tensorboard`. The libraries are extras.
 
-A tracker is one of nnU-Net's loggers, with readable names, and gets the picture of the curves at the end. One that
-fails while a training runs is left out from then on. To add one, write a subclass of Tracker, named in TRACKERS.
+A tracker is one of nnU-Net's loggers, with readable names, and gets pictures of the curves and of the worst validation
+cases at the end. One that fails while a training runs is left out from then on. To add one, write a subclass of
+Tracker, named in TRACKERS.
 """
 
 import importlib.util
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -259,14 +261,28 @@ def tracked(run: "Run", trainer: Any) -> Iterator[None]:
                 made.append(TRACKERS[name](run, classes, trainer.dataset_json["labels"], trainer.current_epoch))
         trainer.logger.loggers.extend(made)
         yield
-        if (progress := run.folder / "progress.png").is_file():
-            for tracker in made:
-                with tracker.guarded():
-                    tracker.picture("progress", progress)
+        if made:
+            _show(run.folder, made)
     finally:
         for tracker in made:
             with tracker.guarded():
                 tracker.close()
+
+
+def _show(folder: Path, trackers: Sequence[Tracker]) -> None:
+    """Show the curves, and the worst cases of the final validation."""
+    from stunet.report.runs import Fold
+    from stunet.report.training import worst_pictures
+
+    with tempfile.TemporaryDirectory(prefix="stunet-") as scratch:
+        pictures = {"progress": folder / "progress.png"}
+        for case, content in worst_pictures(Fold(folder)):
+            pictures[f"worst cases/{case}"] = path = Path(scratch, f"{case}.png")
+            path.write_bytes(content)
+        for name, path in pictures.items():
+            for tracker in trackers if path.is_file() else ():
+                with tracker.guarded():
+                    tracker.picture(name, path)
 
 
 def _configuration(run: "Run") -> dict[str, Any]:

@@ -79,16 +79,26 @@ def write_page(request: ViewingRequest, listener: Listener | None = None) -> Pat
             f"a page shows one case, and there are {len(cases)}", f"--case {cases[0].name} --html {request.html}"
         )
 
+    write_view(cases[0], names, request.html, listener)
+    return request.html
+
+
+def write_view(case: "ViewCase", names: "Names", path: Path, listener: Listener) -> None:
+    """Write a case as a page that needs no server; its folder is made.
+
+    Raises:
+        DataError: Files are missing, or cannot be shown.
+        OSError: The page cannot be written.
+    """
     from stunet.viewer.loading import load
     from stunet.viewer.page import single_page
 
-    case = load(cases[0], names, MOST_VOXELS)
-    for note in case.notes:
+    loaded = load(case, names, MOST_VOXELS)
+    for note in loaded.notes:
         listener.warn(note)
-    request.html.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_write(request.html) as part:
-        part.write_bytes(single_page(case))
-    return request.html
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_write(path) as part:
+        part.write_bytes(single_page(loaded))
 
 
 def _check(request: ViewingRequest) -> None:

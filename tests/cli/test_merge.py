@@ -9,6 +9,7 @@ import pytest
 from stunet.cli.merge import main
 from stunet.merging.recipe import load_recipe
 from stunet.workspace import VARIABLES
+from tests.html_pages import check_page
 from tests.merge_sources import describe, make_source, read, save, write_recipe
 
 SOURCES = [{"id": "a", "dataset": "Dataset001_A"}, {"id": "b", "dataset": 2}]
@@ -44,6 +45,10 @@ def test_a_check_reports_sources_labels_and_size_and_writes_no_dataset(
     assert "folds: 5/0, 5/0, 5/0, 5/0, 5/0 (training/validation)" in out
     assert "preprocessed at 3 x 2 x 2 mm: up to 0.0 MB" in out
     assert "warning: only source 'a' annotates 'liver'" in err
+    page = check_page(recipe.with_suffix(".checked.html"))
+    for told in ("sources 2", "cases 5", "problems 0", "only source 'a' annotates 'liver'", "a 3, b 2", "CC-BY-4.0"):
+        assert told in page.text
+    assert f"wrote {recipe.with_suffix('.checked.html')}" in err
     assert not (raw / "Dataset900_Union").exists()
 
 
@@ -94,6 +99,9 @@ def test_all_problems_are_listed_with_what_to_do_and_the_exit_code_is_3(
         assert f"{text}" in err
     assert err.count("problem: ") == err.count("  try: ") - err.count("warning: ") - 1 == 4
     assert "stunet_merge: 4 problems in" in err
+    page = check_page(recipe.with_suffix(".checked.html"))
+    assert page.text.count("problem ") >= 4
+    assert "problems 4" in page.text
 
 
 def test_a_build_says_how_to_go_on_and_is_done_once(

@@ -9,7 +9,8 @@ import SimpleITK as sitk
 
 from stunet import workspace
 from stunet.cli.plan_and_preprocess import main
-from stunet.datasets import read_dataset
+from stunet.datasets import RawCase
+from stunet.datasets.check import ReadCase, check_and_see
 from stunet.files import read_json, write_json
 from stunet.plans.files import plan_path, read_plan
 from stunet.plans.plan import Plan
@@ -24,12 +25,13 @@ def plan(planned: str) -> Plan:
 
 
 def looks_at(folder: Path) -> list[dataset.Look]:
-    cases, rules = read_dataset(folder)
-    return dataset.look_at(cases, rules, read_json(folder / "dataset.json"))
+    names = sorted(path.name.removesuffix("_0000.nii.gz") for path in (folder / "imagesTr").iterdir())
+    _, looks = check_and_see(folder, dataset.observer(names, read_json(folder / "dataset.json")))
+    return looks
 
 
 def test_the_command_writes_a_page_about_the_dataset(pre: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["-d", "998", "--size", "T", "--no_pp", "--report", "-npfp", "1"]) == 0, capsys.readouterr().err
+    assert main(["-d", "998", "--size", "T", "--no_pp", "-npfp", "2"]) == 0, capsys.readouterr().err
     page = check_page(pre / "STUNetPlans_T.html")
     raw = workspace.raw_dataset(pre.name)
     description = read_json(raw / "dataset.json")
@@ -40,6 +42,13 @@ def test_the_command_writes_a_page_about_the_dataset(pre: Path, capsys: pytest.C
     assert "left and right classes: axis" in page.text
     assert len(page.of("image")) == description["numTraining"]  # a thumbnail each
     assert "wrote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--no_report", "--no_check", "--dry_run"])
+def test_without_a_look_at_the_files_there_is_no_page(pre: Path, option: str) -> None:
+    (pre / "STUNetPlans_T.html").unlink(missing_ok=True)
+    assert main(["-d", "998", "--size", "T", "--no_pp", "-npfp", "1", option]) == 0
+    assert not (pre / "STUNetPlans_T.html").exists()
 
 
 def test_numbers_are_those_of_the_files(raw: Path) -> None:
@@ -56,16 +65,19 @@ def test_numbers_are_those_of_the_files(raw: Path) -> None:
     assert first.picture.max() > 0
 
 
-def test_cases_that_cannot_be_read_are_listed(raw: Path, plan: Plan, tmp_path: Path) -> None:
-    broken = sorted((raw / "imagesTr").iterdir())[1]
-    broken.write_bytes(broken.read_bytes()[:100])
-    looks = looks_at(raw)
+def test_cases_that_cannot_be_drawn_are_listed(raw: Path, plan: Plan, tmp_path: Path) -> None:
+    first, *looks = looks_at(raw)
+    label = np.zeros((3, 4, 5), np.uint8)
+    case = RawCase(first.name, [], None)
+    read = ReadCase(case, np.zeros((1, 3, 4, 5), np.float32), label, {"spacing": [1, "wide", 1]}, {0: 60})
+    looks.append(dataset.observer([], read_json(raw / "dataset.json"))(read))
     assert [bool(look.error) for look in looks].count(True) == 1
     folds = [{"train": [look.name for look in looks[2:]], "val": [looks[1].name]}]
     chosen = dataset.Chosen(plan, folds, ["<b>odd</b>"], [])
     write(dataset.page("Dataset998_Phantom", read_json(raw / "dataset.json"), looks, chosen), tmp_path / "page.html")
     text = check_page(tmp_path / "page.html").text
-    assert "Cases that cannot be read" in text
+    assert "Cases that are not in what follows" in text
+    assert "could not convert string to float" in text
     assert "Warning: <b>odd</b>" in text
     for name in read_json(raw / "dataset.json")["labels"]:
         assert name == "background" or name in text
@@ -74,12 +86,11 @@ def test_cases_that_cannot_be_read_are_listed(raw: Path, plan: Plan, tmp_path: P
 def test_images_without_labels_have_a_page(raw: Path, plan: Plan, tmp_path: Path) -> None:
     shutil.rmtree(raw / "labelsTr")
     write_json(raw / "dataset.json", {**read_json(raw / "dataset.json"), "labels": {"background": 0}})
-    chosen = dataset.Chosen(plan, [], None, [])
+    chosen = dataset.Chosen(plan, [], [], [])
     looks = looks_at(raw)
     write(dataset.page("Dataset998_Phantom", read_json(raw / "dataset.json"), looks, chosen), tmp_path / "page.html")
     page = check_page(tmp_path / "page.html")
     assert "The images have no labels." in page.text
-    assert "The files were not checked" in page.text
     assert page.of("image")
 
 

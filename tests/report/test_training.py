@@ -1,6 +1,7 @@
 """Reports of trainings: a real one, one that is torn or lacks parts, one of stock nnU-Net, and the command."""
 
 import csv
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +209,28 @@ def test_what_cannot_be_reported_is_said_in_two_lines(
     assert "does not end with .html" in capsys.readouterr().err
     with pytest.raises(DataError, match="no training in"):
         write_reports(workspace.folder("nnUNet_preprocessed"))
+
+
+def test_reports_link_to_the_viewer(fold: Path, tmp_path: Path) -> None:
+    write_reports(fold)
+    page = check_page(fold / "report.html")
+    assert "In the viewer, from the folder fold_0: stunet_view -d 998 validation --case phantom_" in page.text
+    write_reports(fold.parent, with_views=True)
+    views = sorted((fold / "views").glob("*.html"))
+    assert len(views) == len(list((fold / "validation").glob("*.nii.gz")))
+    assert all(view.stem in view.read_text() for view in views)
+    for folder, path in ((fold, "views"), (fold.parent, "fold_0/views")):
+        page = check_page(folder / "report.html")
+        links = [link["href"] for link in page.of("a") if "views" in link["href"]]
+        assert sorted(links) == [f"{path}/{view.name}" for view in views]
+        assert "In the viewer, from" not in page.text
+    elsewhere = tmp_path / "alone.html"
+    write_reports(fold.parent, elsewhere)
+    assert all(link["href"].startswith("#") for link in check_page(elsewhere).of("a"))
+    prediction = next((fold / "validation").glob("*.nii.gz"))
+    os.utime(prediction, (views[0].stat().st_mtime + 1,) * 2)  # it was predicted again
+    write_reports(fold)
+    assert f"--case {prediction.name.removesuffix('.nii.gz')}" in check_page(fold / "report.html").text
 
 
 def test_a_report_of_a_model_may_be_asked_for_alone(fold: Path) -> None:

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,3 +49,20 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "this fold is trained and validated; nothing to do" in out
     assert "DataError\nthis fold was trained to the end" in out
     assert space["measured"].output.is_file()
+
+
+def test_the_notebook_shows_a_segmentation_in_its_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ipyniivue", reason="the widget is not installed: pip install ipyniivue")
+    import nibabel
+    import numpy as np
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    for name in ("scan.nii.gz", "out/scan.nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4)), name)
+    (example,) = re.findall(
+        r"^```python\n(.*?)^```$", (PAGE.parent / "viewing.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    space: dict[str, Any] = {}
+    exec(compile(example, "viewing.md", "exec"), space)
+    assert space["viewer"].volumes[1].colormap_label.labels == ["background", "liver", "spleen"]

@@ -37,7 +37,10 @@ def test_tensorboard_has_each_epoch_under_names_of_classes(
     assert {"Dice on patches/kidney_left", "Dice of validation/mean"} < set(found.Tags()["scalars"])
     assert [event.step for event in found.Scalars("loss/training")] == [0, 1]
     assert found.Scalars("Dice of validation/mean")[0].value == pytest.approx(result.dice, abs=1e-6)
-    assert found.Tags()["images"] == ["progress"]
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (result.folder / "validation").glob("*.nii.gz"))
+    assert sorted(found.Tags()["images"]) == ["progress", *(f"worst cases/{case}" for case in cases)]
+    (image,) = found.Images(f"worst cases/{cases[0]}")
+    assert image.width == 1056
 
 
 @pytest.mark.slow
