@@ -1,14 +1,17 @@
 """Time and size of reports: 117 classes x 200 cases, few cases with slices, and what a refresh costs a training.
 
     python benchmarks/report.py
+    python benchmarks/report.py training 3 3d_fullres 0 -device cpu ...    # what reporting takes of a real training
 
-Reports are made of random numbers; nothing but their size and time means anything.
+Reports of the first are made of random numbers; nothing but their size and time means anything.
 """
 
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,7 +21,7 @@ from stunet.report.blocks import Block, Page
 from stunet.report.compared import Compared
 from stunet.report.history import Epoch, write_csv
 from stunet.report.page import write
-from stunet.report.slices import slices
+from stunet.report.slices import Sliced, slices
 from stunet.report.training import write_fold
 
 CLASSES, CASES, EPOCHS = 117, 200, 1000
@@ -63,7 +66,33 @@ def timed(name: str, path: Path, work: object) -> None:
     print(f"{name}: {time.perf_counter() - start:.1f} s, {path.stat().st_size / 1e6:.2f} MB")
 
 
+def training(words: list[str]) -> None:
+    """Run stunet_train, and print how much of its CPU time its pictures and reports took."""
+    from selfsupervised import cpu_seconds
+
+    from stunet.cli.train import main as train
+    from stunet.trainers.plots import Logger
+
+    spent = dict.fromkeys(("plot_progress_png", "end", "validated"), 0.0)
+
+    def timed_method(method: Any, name: str, *args: Any) -> None:
+        start = time.process_time()
+        method(*args)
+        spent[name] += time.process_time() - start
+
+    for name in spent:
+        method = getattr(Logger, name)
+        setattr(Logger, name, lambda *args, m=method, n=name: timed_method(m, n, *args))
+    code = train(words)
+    told = {name: round(seconds, 1) for name, seconds in spent.items()}
+    total = cpu_seconds()
+    share = sum(spent.values()) / total
+    print(json.dumps({"exit_code": code, "cpu_s": round(total, 1), "reporting_s": told, "share": round(share, 4)}))
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["training"]:
+        return training(sys.argv[2:])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         many, path = compared(CASES, CLASSES), folder / "many.html"
@@ -75,9 +104,12 @@ def main() -> None:
         labels = {"background": 0, **{name: k + 1 for k, name in enumerate(many.classes)}}
         dataset = {"labels": labels, "channel_names": {"0": "CT"}}
 
-        def of_case(position: int) -> Block:
-            title = f"{many.cases[position]}: mean Dice 0.5"
-            return slices(title, [image], reference, prediction, "SimpleITKIO", dataset, many.classes)
+        def of_case(position: int) -> list[Block]:
+            shown = Sliced(
+                title=f"{many.cases[position]}: mean Dice 0.5", images=[image], reference=reference,
+                prediction=prediction, reader="SimpleITKIO", dataset=dataset, worst=many.classes,
+            )  # fmt: skip
+            return [slices(shown)]
 
         work = lambda: write(Page("t", "s", comparison.sections(many, of_case)), path)  # noqa: E731
         timed(f"the same with slices of five images of {SHAPE}", path, work)
