@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from stunet.console import note
-from stunet.errors import StunetError
+from stunet.errors import Interrupted, StunetError
 from stunet.experiment.arms import arms, command, read_experiment, request
-from stunet.experiment.runs import DONE, FAILED, Record
+from stunet.experiment.runs import BEGUN, DONE, FAILED, Record
 from stunet.runs.training import train
 
 
@@ -27,6 +27,8 @@ def main() -> None:
     copy = args.o / args.experiment.name
     copy.write_text(args.experiment.read_text())
     experiment, record = read_experiment(copy), Record(args.o)
+    if unknown := set(args.weights) - set(experiment.weights):
+        parser.error(f"no weights {', '.join(sorted(unknown))}; there are {', '.join(experiment.weights)}")
     for arm in arms(experiment):
         words = command(request(experiment, arm))
         if (args.weights and arm.title not in args.weights) or record.state(words) == DONE:
@@ -34,6 +36,9 @@ def main() -> None:
         try:
             trained = train(replace(request(experiment, arm), device="cpu"), resume_if_begun=True)
             record.write(arm, words, DONE, folder=str(trained.folder))
+        except Interrupted:
+            record.write(arm, words, BEGUN)
+            raise
         except StunetError as error:
             record.write(arm, words, FAILED, message=error.message)
         note(f"{arm.name}: {record.state(words)}")

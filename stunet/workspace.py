@@ -21,7 +21,7 @@ FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoi
 PRETRAINING = "pretraining.json"  # ours: loss and measure per epoch of a pre-training
 PRETRAINED, PRETRAINED_TEACHER = "pretrained.pth", "pretrained_teacher.pth"  # its networks, in nnssl's format
 # In the folder of a fold: the course of its training (trainers/, report/).
-DRAWN = "progress.png", "pictures/epoch_*.png", "metrics.csv", "report.html"
+DRAWN = "progress.png", "pictures/epoch_*.png", "metrics.csv", "report.html", "views/*.html"
 HANDED_OVER = "predicted_next_stage"
 DATASETS = "Dataset[0-9][0-9][0-9]_*"  # the folders that nnU-Net recognizes as datasets
 

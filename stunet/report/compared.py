@@ -46,8 +46,8 @@ class Compared:
 
     @property
     def occurs(self) -> np.ndarray:
-        """Where a class is in the reference or the prediction, (C, K)."""
-        return (np.nan_to_num(self.reference) > 0) | (np.nan_to_num(self.prediction) > 0)
+        """Where a class is in the reference or the prediction, (C, K): nnU-Net's Dice is undefined elsewhere."""
+        return np.isfinite(self.dice)
 
     def class_means(self) -> np.ndarray:
         """The mean Dice of each class over cases, (K,)."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from stunet.datasets.check import ReadCase
 from stunet.errors import last_line
+from stunet.orientation import FLAT_THICKNESS
 from stunet.plans.plan import Plan
 from stunet.report.blocks import Block, Facts, Figure, Page, Section, Table, Text, number, text
 from stunet.report.figures import drawn, label
@@ -38,11 +39,11 @@ class Look:
 
     Attributes:
         name: Of the case.
-        spacing: In mm, array order.
-        shape: Voxels, array order.
+        spacing: In mm, array order; of a 2D image two numbers.
+        shape: Voxels, array order; of a 2D image two numbers.
         intensities: PERCENTILES of each channel.
         volumes: Voxels by value of the label map; empty without one.
-        voxel_ml: Volume of a voxel.
+        voxel_ml: Volume of a voxel; 1 for a 2D image, of which pixels are counted.
         picture: Thumbnail (rows, columns, 3), uint8; None: none was asked for.
         error: Why nothing is known of the case; everything else is empty then.
     """
@@ -87,21 +88,22 @@ def observer(names: Sequence[str], dataset: Mapping[str, Any]) -> Callable[[Read
 
 def _look(read: ReadCase, dataset: Mapping[str, Any], drawn_cases: frozenset[str]) -> Look:
     try:
-        spacing = tuple(map(float, read.properties["spacing"]))
+        spacing, shape = tuple(map(float, read.properties["spacing"])), read.channels.shape[1:]
+        is_flat = shape[0] == 1 and spacing[0] >= FLAT_THICKNESS * max(spacing[1:])
         picture = None
         if read.case.name in drawn_cases:
-            known = np.zeros(read.channels.shape[1:], np.uint8) if read.label is None else read.label.astype(np.int64)
+            known = np.zeros(shape, np.uint8) if read.label is None else read.label.astype(np.int32)
             segmentation = Segmentation.from_properties(known, read.properties, dataset)
             picture = _thumbnail(segmentation, read.channels[0], channels_of(dataset)[0].casefold() == "ct")
         return Look(
             name=read.case.name,
-            spacing=spacing,
-            shape=tuple(read.channels.shape[1:]),
+            spacing=spacing[is_flat:],
+            shape=shape[is_flat:],
             intensities=tuple(
                 tuple(np.percentile(_sample(channel), PERCENTILES).tolist()) for channel in read.channels
             ),
             volumes=read.voxels,
-            voxel_ml=float(np.prod(spacing)) / 1000,
+            voxel_ml=1.0 if is_flat else float(np.prod(spacing)) / 1000,
             picture=picture,
         )
     except Exception as error:  # noqa: BLE001 - the files are sound, and a page about them must not stop the planning
@@ -204,9 +206,10 @@ def _planned(chosen: Chosen, looks: Sequence[Look]) -> list[Block]:
 def _geometry(looks: Sequence[Look]) -> list[Block]:
     if not looks:
         return []
-    axes = ("first axis (slices)", "second axis", "third axis")
-    spacing = {f"spacing, {name}": [look.spacing[i] for look in looks] for i, name in enumerate(axes)}
-    shape = {f"size, {name}": [float(look.shape[i]) for look in looks] for i, name in enumerate(axes)}
+    count = min(len(look.spacing) for look in looks)
+    axes = ("first axis (slices)", "second axis", "third axis") if count == 3 else ("first axis (rows)", "second axis")
+    spacing = {f"spacing, {name}": [look.spacing[i - count] for look in looks] for i, name in enumerate(axes)}
+    shape = {f"size, {name}": [float(look.shape[i - count]) for look in looks] for i, name in enumerate(axes)}
     units = dict.fromkeys(spacing, "mm") | dict.fromkeys(shape, "voxels")
     return [histograms({**spacing, **shape}, units, "Spacing and size of the images, by axis of their arrays.")]
 
@@ -240,8 +243,10 @@ def _classes(looks: Sequence[Look], classes: Mapping[str, Sequence[int]]) -> lis
             number(float(there.max()) if len(there) else None, ".4g"),
             number(100 * voxels[name] / total if total else None, ".2f"),
         ])  # fmt: skip
-    columns = ["class", "cases", "% of cases", "median ml", "least ml", "most ml", "% of labelled voxels"]
-    table = Table("Classes", columns, rows, "Volumes are of the cases that have the class.", frozenset(range(1, 7)))
+    unit = "ml" if all(len(look.spacing) == 3 for look in looks) else "pixels"
+    columns = ["class", "cases", "% of cases", *(f"{each} {unit}" for each in ("median", "least", "most"))]
+    columns.append("% of labelled voxels")
+    table = Table("Classes", columns, rows, "Sizes are of the cases that have the class.", frozenset(range(1, 7)))
     share = {name: 100 * voxels[name] / total if total else 0.0 for name in classes}
     rarest = dict(sorted(share.items(), key=lambda item: item[1]))
     return [table, bars("Share of labelled voxels, rarest first", rarest, "%", "How rare the classes are.")]

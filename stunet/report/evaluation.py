@@ -23,6 +23,7 @@ def page(
     dataset: Mapping[str, Any],
     images: Mapping[str, Sequence[Path]],
     left_out: Mapping[str, str],
+    names: Path | None = None,
 ) -> Page:
     """Return the report of an evaluation.
 
@@ -33,6 +34,7 @@ def page(
         dataset: dataset.json with the labels of both; empty if they differ, and there are no slices then.
         images: Image files by case; empty if they are not known.
         left_out: Why cases were left out; "" for files without a partner.
+        names: The dataset.json that was given; None: it lies where the viewer finds it.
     """
     entry = metrics["metric_per_case"][0]
     ending = ending_of(Path(entry["prediction_file"]).name, str(dataset.get("file_ending", ".nii.gz")))
@@ -45,7 +47,8 @@ def page(
         worst = sorted((k for k in range(len(dice)) if isfinite(dice[k])), key=lambda k: dice[k])
         prediction, reference = compared.files[position]
         title, shown = f"{case}: mean Dice {compared.case_means()[position]:.3f}", [compared.classes[k] for k in worst]
-        files = [str(path) for path in (*images.get(case, ()), prediction, "--reference", reference)]
+        files = [str(path.absolute()) for path in (*images.get(case, ()), prediction)]
+        options = ["--reference", str(reference.absolute()), *(["-djfile", str(names.absolute())] if names else [])]
         return [
             slices(
                 Sliced(
@@ -58,7 +61,7 @@ def page(
                     worst=shown,
                 )
             ),
-            Command("In the viewer", shlex.join(["stunet_view", *files])),
+            Command("In the viewer", shlex.join(["stunet_view", *files, *options])),
         ]
 
     facts = [("predictions", str(predictions)), ("references", str(references))]
@@ -67,8 +70,8 @@ def page(
         facts.append(("label system", str(system)))
     missing = [[text(name), text(why or "no partner, or no content")] for name, why in left_out.items()]
     return Page(
-        title=f"Evaluation of {predictions.name}",
-        subtitle=f"against {references.name}",
+        title=f"Evaluation of {predictions.resolve().name}",
+        subtitle=f"against {references.resolve().name}",
         headline=comparison.headline(compared),
         sections=[
             *comparison.sections(compared, slices_of if reader else None),

@@ -77,6 +77,11 @@ class History:
     def __len__(self) -> int:
         return len(self.epochs)
 
+    @property
+    def reached(self) -> int:
+        """Number of the last finished epoch; 0 before it. Where logs were removed, fewer epochs than that are known."""
+        return self.epochs[-1].number if self.epochs else 0
+
     def values(self, name: str) -> list[float]:
         """Return a number of every epoch, by the name of the attribute."""
         return [getattr(epoch, name) for epoch in self.epochs]
@@ -164,10 +169,11 @@ def read_csv(path: Path) -> History:
 
 
 def read_logs(paths: Iterable[Path]) -> list[Epoch]:
-    """Return the finished epochs of nnU-Net's logs; an epoch that a later log repeats counts as it is there.
+    """Return the last finished epoch in nnU-Net's logs, and those before it without a gap.
 
     Args:
-        paths: The logs of a fold, oldest first.
+        paths: The logs of a fold, oldest first. One that begins with epoch 51 goes on from a checkpoint at 50: what
+            earlier ones tell of later epochs became of another run.
     """
     found: dict[int, Epoch] = {}
     for path in paths:
@@ -176,6 +182,7 @@ def read_logs(paths: Iterable[Path]) -> list[Epoch]:
         except OSError:
             continue
         values: dict[str, str] = {}
+        goes_on = False
         for line in lines:
             _, _, told = line.partition(": ")
             name, key = next(((_LINES[start], start) for start in _LINES if told.startswith(start)), ("", ""))
@@ -184,12 +191,17 @@ def read_logs(paths: Iterable[Path]) -> list[Epoch]:
             if name:
                 values[name] = told[len(key) :].strip()
             if name == "seconds" and (epoch := _of_lines(values)):
+                if not goes_on:
+                    found = {number: known for number, known in found.items() if number < epoch.number}
+                goes_on = True
                 found[epoch.number] = epoch
+    last = max(found, default=0)
+    first = last
+    while first - 1 in found:
+        first -= 1
     epochs: list[Epoch] = []
     average = nan
-    for number in range(1, len(found) + 1):
-        if (here := found.get(number)) is None:
-            break
+    for here in (found[number] for number in range(first, last + 1) if number in found):
         if isfinite(here.dice_mean):
             average = here.dice_mean if not isfinite(average) else 0.9 * average + 0.1 * here.dice_mean
         epochs.append(Epoch(**{**vars(here), "dice_moving_average": average}))

@@ -72,5 +72,6 @@ def _parts() -> tuple[Any, str, str]:
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.html", "style.css", "sort.js")}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["line"] = lambda value: one_line(str(value))
+    environment.filters["verbatim"] = lambda value: _REPLACED.sub("\N{REPLACEMENT CHARACTER}", str(value))
     environment.filters["address"] = lambda value: quote(str(value), safe="/")
     return environment.from_string(texts["page.html"]), texts["style.css"], texts["sort.js"].strip()

@@ -41,7 +41,7 @@ def page(run: Mapping[str, Any], folder: Path, model: Path | None, preview_endin
     names = [case["name"] for case in cases]
     return Page(
         title=f"Prediction of {len(cases)} cases",
-        subtitle=f"in {folder.name}",
+        subtitle=f"in {folder.resolve().name}",
         headline=[("cases", str(len(cases))), ("failed", str(len(failed)))],
         sections=[
             Section("Failed", [Table("Cases without a result", ["case", "why"], failed)] if failed else []),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stunet.errors import StunetError
+from stunet.datasets.check import UNREADABLE
+from stunet.errors import Interrupted, StunetError
 from stunet.images import file_reader
 from stunet.report.blocks import Block, Text
 from stunet.report.figures import WIDTH, drawn, label, png
@@ -78,7 +79,9 @@ def _prepared(case: Sliced) -> "tuple[Callable[[Canvas], None], float, str, str]
     """Return what draws the slices, their height in inches, caption and alternative text."""
     try:
         return _read(case)
-    except (StunetError, OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+    except Interrupted:
+        raise
+    except (StunetError, KeyError, *UNREADABLE) as error:
         # Readers raise all of these for files that are missing, damaged or of another kind: a report does without.
         told = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise _NotShown(f"its files cannot be shown ({told})") from None

@@ -4,6 +4,7 @@ They are made from what lies in the result folder alone (runs.py), so that those
 look the same. Read next: comparison.py for the final validation.
 """
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from math import isfinite, nan
@@ -217,13 +218,13 @@ def _unique(names: Sequence[str], k: int) -> str:
 
 def _of_folds(folds: Sequence[Fold]) -> list[Block]:
     """Return the moving average of each fold's online Dice."""
-    longest = max((len(fold.history) for fold in folds), default=0)
+    longest = max((fold.history.reached for fold in folds), default=0)
     if len(folds) < 2 or not longest:
         return []
     lines = {}
     for fold in folds:
-        values = fold.history.values("dice_moving_average")
-        lines[f"fold {fold.name}"] = values + [nan] * (longest - len(values))
+        averages = {epoch.number: epoch.dice_moving_average for epoch in fold.history.epochs}
+        lines[f"fold {fold.name}"] = [averages.get(number, nan) for number in range(1, longest + 1)]
     title = "Online Dice of each fold, moving average"
     return [curves(title, range(1, longest + 1), lines, "Dice", ESTIMATE, limits=(-0.02, 1.02))]
 
@@ -236,12 +237,12 @@ def _validation(
     if compared is None:
         where = "this fold" if len(folds) == 1 else "any fold"
         return [Section("Final validation", [comparison.nothing(where)])]
-    at = {case: fold for fold in folds if fold.compared for case in fold.compared.cases}
+    # By position: another fold may have validated the same case.
+    owners = [fold for fold in folds if fold.compared for _ in fold.compared.cases]
 
     def slices_of(position: int) -> list[Block]:
-        case = compared.cases[position]
-        shown = _sliced(at[case], compared, position)
-        return [slices(shown), *_viewed(at[case], case, shown.prediction, beside)]
+        shown = _sliced(owners[position], compared, position)
+        return [slices(shown), *_viewed(owners[position], compared.cases[position], shown.prediction, beside)]
 
     found = comparison.sections(compared, slices_of if with_slices else None, title)
     if with_slices:
@@ -279,8 +280,9 @@ def _viewed(fold: Fold, case: str, prediction: Path, beside: Path | None) -> lis
     view = fold.view(case)
     if beside and view.is_file() and prediction.is_file() and view.stat().st_mtime >= prediction.stat().st_mtime:
         return [Links([(f"{case} in the viewer", view.relative_to(beside).as_posix())])]
-    number = fold.model.dataset_name[7:10]
-    command = shlex.join(["stunet_view", "-d", number, "validation", "--case", case])
+    name = fold.model.dataset_name
+    dataset = ["-d", name] if re.fullmatch(r"Dataset\d{3}_.+", name) else []
+    command = shlex.join(["stunet_view", *dataset, "validation", "--case", case])
     return [Command(f"In the viewer, from the folder {fold.folder.name}", command)]
 
 
@@ -389,7 +391,7 @@ def _epochs_of(fold: Fold) -> str:
         total = f" of {planned.train.num_epochs}" if planned.is_ours else ""
     except (StunetError, TypeError, ValueError):
         total = ""
-    return f"{len(fold.history)}{total}"
+    return f"{fold.history.reached}{total}"
 
 
 def _at(values: Sequence[float], k: int) -> float:

@@ -124,7 +124,8 @@ def _write_report(
     # With a label system, predictions have other values than references, and slices would compare them as they are.
     dataset = {} if request.labels else _read_dataset(_dataset_file(request))
     images = _raw_images(reference) if dataset else {}
-    page.write(evaluation.page(metrics, request.pred_folder, reference, dataset, images, left_out), path)
+    found = evaluation.page(metrics, request.pred_folder, reference, dataset, images, left_out, request.djfile)
+    page.write(found, path)
 
 
 def _raw_images(references: Path) -> dict[str, list[Path]]:

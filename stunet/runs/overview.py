@@ -153,7 +153,7 @@ def _look_at(folder: Path) -> TrainedFold | None:
     return TrainedFold(
         folder=folder,
         changed=datetime.fromtimestamp(max(map(_modified, files))),
-        epoch=epochs if final else len(done),
+        epoch=epochs if final else done[-1].number if done else 0,
         epochs=epochs,
         state="running" if is_held(folder / ".lock") else state,
         measure=measure,

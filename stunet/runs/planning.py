@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stunet import nnunet, workspace
-from stunet.errors import DataError, StunetError, UsageError, closest
+from stunet.errors import DataError, StunetError, UsageError, closest, last_line
 from stunet.kinds import FINGERPRINT, has_classes, read, read_dataset_json
 from stunet.plans.files import list_planned, list_plans, plan_path, read_dataset_plan, read_plan
 from stunet.plans.plan import PLANNER, Plan
@@ -132,7 +132,8 @@ def _plan_and_preprocess(
     check_splits(dataset)
     planned = _planned(dataset, request) if request.plans else None
     _check_name(dataset, request)
-    found = None if request.no_check else _check_files(dataset, readers, listener)
+    wants_page = request.report and not request.dry_run
+    found = None if request.no_check else _check_files(dataset, readers, wants_page, listener)
     if planned is None:
         with _scratch(request.dry_run), workspace.planning(dataset):
             planned = _plan(dataset, readers, request, normalization, followed, listener)
@@ -144,8 +145,10 @@ def _plan_and_preprocess(
     if path is None:
         return result
     listener.note(f"plans: {path}")
-    if found and request.report:
-        _write_report(result, found, listener)
+    page = path.with_suffix(".html")
+    page.unlink(missing_ok=True)  # that of an earlier plan
+    if found and wants_page:
+        _write_page(result, found, page, listener)
     if not request.no_pp:
         _preprocess(dataset, planned, request, listener)
         listener.note(f"next: {_training_command(result, request)}")
@@ -175,8 +178,17 @@ def _check_name(dataset: str, request: PlanningRequest) -> None:
         raise UsageError(f"-overwrite_plans_name {name}, and plans of this name are {whose}", "another name")
 
 
-def _write_report(result: PlanningResult, found: Found, listener: Listener) -> None:
-    """Write the report of the dataset beside its plans."""
+def _write_page(result: PlanningResult, found: Found, path: Path, listener: Listener) -> None:
+    """Write the report of the dataset; no plan may fail for it."""
+    try:
+        _page_of(result, found, path)
+    except Exception as error:  # noqa: BLE001 - whatever it is: the plans are there
+        listener.warn(f"no page about the dataset: {last_line(error)}")
+    else:
+        listener.note(f"wrote {path}")
+
+
+def _page_of(result: PlanningResult, found: Found, path: Path) -> None:
     from stunet.folds import FILE, read_folds
     from stunet.report import dataset as report
     from stunet.report import page
@@ -185,22 +197,23 @@ def _write_report(result: PlanningResult, found: Found, listener: Listener) -> N
     description = read_dataset_json(folder / "dataset.json")
     folds = [vars(fold) for fold in read_folds(target / FILE)] if (target / FILE).is_file() else []
     chosen = report.Chosen(result.plan, folds, found.warnings, warnings_of(result.plan))
-    path = target / f"{result.plan.name}.html"
     page.write(report.page(result.dataset, description, found.looks, chosen), path)
-    listener.note(f"wrote {path}")
 
 
-def _check_files(dataset: str, workers: int, listener: Listener) -> Found:
+def _check_files(dataset: str, workers: int, wants_page: bool, listener: Listener) -> Found:
     """Return what the check of all files has found; the listener has been told of the warnings."""
     from stunet.datasets import read_dataset
-    from stunet.datasets.check import check_and_see
+    from stunet.datasets.check import check_and_see, check_dataset
     from stunet.report.dataset import observer
 
     folder = workspace.raw_dataset(dataset)
     names = [case.name for case in read_dataset(folder)[0]]
-    see = observer(names, read_dataset_json(folder / "dataset.json"))
     with listener.progress(f"check {dataset}", len(names)) as progress:
-        found = Found(*check_and_see(folder, see, workers, progress.step))
+        if wants_page:
+            see = observer(names, read_dataset_json(folder / "dataset.json"))
+            found = Found(*check_and_see(folder, see, workers, progress.step))
+        else:
+            found = Found(check_dataset(folder, workers, progress.step), [])
     for warning in found.warnings:
         listener.warn(warning)
     return found

@@ -28,12 +28,15 @@ def write_reports(
         listener: Told of the files.
 
     Raises:
-        UsageError: `output` does not end with .html.
+        UsageError: `output` does not end with .html, or is given with `with_views`.
         DataError: There is no training in the folder.
         OSError: A folder is not writable, or the disk is full.
     """
     if output and output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"-o {str(output)!r} does not end with .html", f"-o {output / 'report.html'}")
+    if with_views and (output or not with_slices):
+        other = "-o" if output else "--no_slices"
+        raise UsageError(f"--views with {other}: the pages would have no link", f"leave {other} out, or --views")
     from stunet.report import runs, training
 
     listener = listener or Listener()
@@ -62,6 +65,8 @@ def _write_views(fold: "Fold", listener: Listener) -> None:
 
     if (compared := fold.compared) is None:
         return
+    if not fold.model.dataset:
+        return listener.warn(f"no pages of the viewer: no dataset.json in {fold.model.folder} names the classes")
     for position in worst_cases(compared)[:WORST]:
         case = compared.cases[position]
         prediction, reference = fold.pair(*compared.files[position])

@@ -106,6 +106,12 @@ class Tracker:
         if isinstance(value, int | float):
             self._write(self._name(key), float(value), 0)
 
+    def show(self, name: str, path: Path) -> None:
+        """Write a picture, unless the tracker has failed."""
+        if not self._fails:
+            with self.guarded():
+                self.picture(name, path)
+
     def _write(self, name: str, value: float, step: int) -> None:
         if not self._fails:
             with self.guarded():
@@ -270,19 +276,24 @@ def tracked(run: "Run", trainer: Any) -> Iterator[None]:
 
 
 def _show(folder: Path, trackers: Sequence[Tracker]) -> None:
-    """Show the curves, and the worst cases of the final validation."""
+    """Show the curves, and the worst cases of the final validation; what fails must not end a training that is done."""
     from stunet.report.runs import Fold
     from stunet.report.training import worst_pictures
 
-    with tempfile.TemporaryDirectory(prefix="stunet-") as scratch:
-        pictures = {"progress": folder / "progress.png"}
-        for case, content in worst_pictures(Fold(folder)):
-            pictures[f"worst cases/{case}"] = path = Path(scratch, f"{case}.png")
-            path.write_bytes(content)
-        for name, path in pictures.items():
-            for tracker in trackers if path.is_file() else ():
-                with tracker.guarded():
-                    tracker.picture(name, path)
+    try:
+        with tempfile.TemporaryDirectory(prefix="stunet-") as scratch:
+            pictures = {"progress": folder / "progress.png"}
+            for position, (case, content) in enumerate(worst_pictures(Fold(folder))):
+                pictures[f"worst cases/{case}"] = path = Path(scratch, f"{position}.png")
+                path.write_bytes(content)
+            for tracker in trackers:
+                for name, path in pictures.items():
+                    if path.is_file():
+                        tracker.show(name, path)
+    except StunetError:  # such as Interrupted
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is: the training is worth more than its pictures
+        log.warning("warning: --log: pictures are left out: %s", last_line(error))
 
 
 def _configuration(run: "Run") -> dict[str, Any]:

@@ -44,11 +44,38 @@ def test_the_command_writes_a_page_about_the_dataset(pre: Path, capsys: pytest.C
     assert "wrote" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--no_report", "--no_check", "--dry_run"])
+@pytest.mark.parametrize("option", ["--no_report", "--no_check"])
 def test_without_a_look_at_the_files_there_is_no_page(pre: Path, option: str) -> None:
-    (pre / "STUNetPlans_T.html").unlink(missing_ok=True)
+    (pre / "STUNetPlans_T.html").write_text("of an earlier plan")
     assert main(["-d", "998", "--size", "T", "--no_pp", "-npfp", "1", option]) == 0
     assert not (pre / "STUNetPlans_T.html").exists()
+
+
+def test_a_page_that_cannot_be_written_does_not_stop_the_planning(
+    pre: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stunet.report.page.write", full)
+    (pre / "STUNetPlans_T.json").unlink()
+    assert main(["-d", "998", "--size", "T", "--no_pp", "-npfp", "1"]) == 0
+    assert "no page about the dataset: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert (pre / "STUNetPlans_T.json").is_file()
+
+
+def test_flat_images_have_pixels_and_two_axes(plan: Plan, raw: Path, tmp_path: Path) -> None:
+    description = read_json(raw / "dataset.json")
+    label = np.zeros((1, 4, 5), np.uint8)
+    label[0, 1] = 1
+    properties = {"spacing": [999.0, 1.0, 1.0]}
+    case = ReadCase(RawCase("a", (), None), np.ones((1, 1, 4, 5), np.float32), label, properties, {0: 15, 1: 5})
+    look = dataset.observer([], description)(case)
+    assert (look.spacing, look.shape, look.voxel_ml) == ((1.0, 1.0), (4, 5), 1.0)
+    write(dataset.page("Dataset998", description, [look], dataset.Chosen(plan, [], [], [])), tmp_path / "page.html")
+    text = check_page(tmp_path / "page.html").text
+    assert "median pixels" in text
+    assert "999" not in text.replace("Dataset998", "")
 
 
 def test_numbers_are_those_of_the_files(raw: Path) -> None:
@@ -68,7 +95,7 @@ def test_numbers_are_those_of_the_files(raw: Path) -> None:
 def test_cases_that_cannot_be_drawn_are_listed(raw: Path, plan: Plan, tmp_path: Path) -> None:
     first, *looks = looks_at(raw)
     label = np.zeros((3, 4, 5), np.uint8)
-    case = RawCase(first.name, [], None)
+    case = RawCase(first.name, (), None)
     read = ReadCase(case, np.zeros((1, 3, 4, 5), np.float32), label, {"spacing": [1, "wide", 1]}, {0: 60})
     looks.append(dataset.observer([], read_json(raw / "dataset.json"))(read))
     assert [bool(look.error) for look in looks].count(True) == 1

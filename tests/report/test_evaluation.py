@@ -38,6 +38,7 @@ def test_the_page_has_the_numbers_of_the_summary_and_slices(
         for value in (f"{mean['Dice']:.3f}", f"{mean['NSD']:.3f}", f"{mean['HD95_mm']:.2f}"):
             assert value in page.text
     assert "other.nii.gz no partner" in page.text
+    assert f"stunet_view {workspace.folder('nnUNet_raw')}" in page.text
     assert "is damaged, or not an image" in page.text or "no partner, or no content" in page.text
     assert len(page.of("image")) >= 6  # three planes of each case
     assert "wrote" in capsys.readouterr().err

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from stunet.report.history import Epoch, append_csv, logs_of, of_log, read_csv, read_history, read_logs, write_csv
+from stunet.report.history import (
+    Epoch,
+    History,
+    append_csv,
+    logs_of,
+    of_log,
+    read_csv,
+    read_history,
+    read_logs,
+    write_csv,
+)
 
 EPOCHS = [
     Epoch(1, 10.5, 0.25, 1.5, 0.01, 0.1, -0.2, 0.5, 0.5, (0.4, 0.6)),
@@ -76,8 +86,21 @@ def test_a_log_is_read_to_its_last_whole_epoch(tmp_path: Path) -> None:
     assert second.dice_moving_average == pytest.approx(0.9 * 0.5 + 0.1 * 0.8)
     # A training that went on repeats the epoch that was not saved.
     later = tmp_path / "training_log_2.txt"
-    later.write_text(LOG.replace("Epoch 0", "Epoch 7").replace("[0.7, 0.9]", "[0.1, 0.1]"))
+    later.write_text(LOG[LOG.index("2026-11-30 20:27:22.148221") :].replace("[0.7, 0.9]", "[0.1, 0.1]"))
     assert [epoch.dice_mean for epoch in read_logs([path, later])] == pytest.approx([0.5, 0.1])
+    # The first log was removed.
+    (only,) = read_logs([later])
+    assert only.number == History([only]).reached == 2
+
+
+def test_epochs_of_a_run_that_was_given_up_do_not_count(tmp_path: Path) -> None:
+    crashed, resumed, again = (tmp_path / f"training_log_{number}.txt" for number in (1, 2, 3))
+    crashed.write_text(LOG.replace("20:28:09.441863: train_loss -0.7", "20:28:09.441863: Epoch time: 20 s"))
+    assert [epoch.number for epoch in read_logs([crashed])] == [1, 2, 3]
+    resumed.write_text(LOG[LOG.index("2026-11-30 20:27:22.148221") :])
+    assert [epoch.number for epoch in read_logs([crashed, resumed])] == [1, 2]
+    again.write_text(LOG[: LOG.index("2026-11-30 20:27:22.148221")])
+    assert [epoch.number for epoch in read_logs([crashed, resumed, again])] == [1]
 
 
 @pytest.mark.parametrize("cut", range(0, len(LOG), 61))

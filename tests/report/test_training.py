@@ -13,9 +13,9 @@ import SimpleITK as sitk
 import stunet
 from stunet import workspace
 from stunet.cli.report import main
-from stunet.errors import DataError
+from stunet.errors import DataError, Interrupted, UsageError
 from stunet.files import read_json, write_json
-from stunet.report import runs
+from stunet.report import runs, slices
 from stunet.report.history import COLUMNS, read_csv, read_logs
 from stunet.report.training import write_fold, write_model
 from stunet.runs.reporting import write_reports
@@ -214,7 +214,7 @@ def test_what_cannot_be_reported_is_said_in_two_lines(
 def test_reports_link_to_the_viewer(fold: Path, tmp_path: Path) -> None:
     write_reports(fold)
     page = check_page(fold / "report.html")
-    assert "In the viewer, from the folder fold_0: stunet_view -d 998 validation --case phantom_" in page.text
+    assert "In the viewer, from the folder fold_0: stunet_view -d Dataset998_Phantom validation --case phantom_" in page.text
     write_reports(fold.parent, with_views=True)
     views = sorted((fold / "views").glob("*.html"))
     assert len(views) == len(list((fold / "validation").glob("*.nii.gz")))
@@ -224,6 +224,10 @@ def test_reports_link_to_the_viewer(fold: Path, tmp_path: Path) -> None:
         links = [link["href"] for link in page.of("a") if "views" in link["href"]]
         assert sorted(links) == [f"{path}/{view.name}" for view in views]
         assert "In the viewer, from" not in page.text
+    with pytest.raises(UsageError, match="no link"):
+        write_reports(fold, tmp_path / "alone.html", with_views=True)
+    with pytest.raises(UsageError, match="no link"):
+        write_reports(fold, with_slices=False, with_views=True)
     elsewhere = tmp_path / "alone.html"
     write_reports(fold.parent, elsewhere)
     assert all(link["href"].startswith("#") for link in check_page(elsewhere).of("a"))
@@ -231,6 +235,31 @@ def test_reports_link_to_the_viewer(fold: Path, tmp_path: Path) -> None:
     os.utime(prediction, (views[0].stat().st_mtime + 1,) * 2)  # it was predicted again
     write_reports(fold)
     assert f"--case {prediction.name.removesuffix('.nii.gz')}" in check_page(fold / "report.html").text
+
+
+def test_without_names_of_classes_there_are_no_pages_of_the_viewer(fold: Path) -> None:
+    (fold.parent / "dataset.json").unlink()
+    write_reports(fold, with_views=True)
+    assert check_page(fold / "report.html")
+    assert not (fold / "views").exists()
+
+
+def test_a_case_of_two_folds_is_shown_as_each_predicted_it(fold: Path) -> None:
+    other = fold.with_name("fold_all")
+    shutil.copytree(fold, other)
+    write_reports(fold.parent)
+    page = check_page(fold.parent / "report.html")
+    assert "from the folder fold_0:" in page.text
+    assert "from the folder fold_all:" in page.text
+
+
+def test_a_stop_while_slices_are_drawn_stops(fold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(slices, "file_reader", stop)
+    with pytest.raises(Interrupted):
+        write_reports(fold)
 
 
 def test_a_report_of_a_model_may_be_asked_for_alone(fold: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from stunet.errors import DataError, Interrupted, UsageError
 from stunet.plans.files import plan_path, read_plan
 from stunet.runs.launch import Run
-from stunet.runs.trackers import Tracker, check_trackers
+from stunet.runs.trackers import Tracker, _show, check_trackers
 from stunet.runs.training import TrainingRequest, TrainingResult, train
 from tests.loops import for_each
 
@@ -126,6 +126,27 @@ def test_a_tracker_that_fails_is_left_out_and_the_training_goes_on(run: Run, cap
 
     with pytest.raises(Interrupted):
         Stopped(run, [], {}).log("lrs", 0.1, 0)
+
+
+def test_pictures_that_cannot_be_made_do_not_end_a_training(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    class Watching(Tracker):
+        def picture(self, name: str, path: Path) -> None:
+            shown.append(name)
+            raise ConnectionError("gone")
+
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "progress.png").write_bytes(b"picture")
+    tracker = Watching(run, [], {})
+    _show(run.folder, [tracker])
+    _show(run.folder, [tracker])
+    assert shown == ["progress"]  # it has failed, and is left out
+    monkeypatch.setattr("tempfile.tempdir", str(run.folder / "full"))
+    _show(run.folder, [tracker])
+    assert "pictures are left out: [Errno 2]" in caplog.text
 
 
 @for_each(
