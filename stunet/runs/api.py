@@ -278,6 +278,9 @@ def evaluate(
     labels: str | None = None,
     csv: str | Path | None = None,
     report: str | Path | None = None,
+    num_parts: int = 1,
+    part_id: int = 0,
+    merge: bool = False,
     listener: Listener | None = None,
 ) -> EvaluationResult:
     """Compare predictions with references, as stunet_evaluate does, and write the summary.

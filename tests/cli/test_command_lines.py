@@ -83,7 +83,7 @@ OUR_FLAGS = {
     "--inflate --accept_licence --name --log",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
     "--roi_subset --format --statistics --preview --report --dry_run --accept_licence --last",
-    "evaluate": "-d --tolerance --labels --csv --json --report",
+    "evaluate": "-d --tolerance --labels --csv --json --report -num_parts -part_id --merge",
     "experiment": "-o --dry_run --summary_only -j -device --json --accept_licence",
     "rank": "-d --models --scores --cases -f --points --layers --seed -o -step_size -device --precision --threads "
     "--finetune --set -c -p -j --json --disable_progress_bar --accept_licence",
