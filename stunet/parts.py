@@ -111,6 +111,15 @@ class Records:
         remove_staging(self.folder, {path.name})
         write_json(path, {"agreed": self.agreed, "done": done, "content": content})
 
+    def own(self) -> Any | None:
+        """Return what this part handed over in an earlier run, finished or not, that agreed; None: nothing."""
+        path = self._path(self.part.number)
+        try:
+            record = read(path, PART) if path.exists() else None
+        except DataError:
+            return None
+        return record["content"] if record and not json_differences(record["agreed"], self.agreed) else None
+
     def finish(self, content: Any, merge: Callable[[list[Any]], None]) -> str:
         """Replace the record of this part, and merge all of them if it was the last.
 

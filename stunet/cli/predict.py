@@ -55,8 +55,7 @@ def _command(args: argparse.Namespace) -> int:
         save_probabilities=args.save_probabilities,
         continue_prediction=args.continue_prediction,
         prev_stage_predictions=args.prev_stage_predictions,
-        num_parts=args.num_parts,
-        part_id=args.part_id,
+        **common.parts(args),
         device=args.device,
         not_on_device=args.not_on_device,
         max_memory=args.max_memory,
@@ -123,8 +122,7 @@ def _new_parser() -> argparse.ArgumentParser:
         "segmentations of a cascade's previous stage (default: predicted first, into OUT/prev_stage_CONFIGURATION)"
     )
     add("-prev_stage_predictions", type=Path, metavar="DIR", help=previous)
-    add("-num_parts", type=int, default=1, metavar="N", help="share the cases between N runs (default: 1)")
-    add("-part_id", type=int, default=0, metavar="N", help="which of them this is, from 0")
+    common.add_part_flags(parser)
     add("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     add("--not_on_device", action="store_true", help="keep logits in the machine's memory instead of the GPU's")
     add("-npp", type=int, metavar="N", help="accepted as in nnU-Net, without effect: one thread preprocesses")

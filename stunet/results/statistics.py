@@ -138,11 +138,16 @@ def read_statistics(path: Path) -> dict[str, dict[str, Measurement]]:
     """
     try:
         content = read_json(path)
-        return {case: {name: _measurement(row) for name, row in rows.items()} for case, rows in content.items()}
+        return {case: measurements(rows) for case, rows in content.items()}
     except (DataError, TypeError, AttributeError, KeyError) as error:
         raise DataError(
             f"no statistics in {str(path)!r}: {error}", "remove the file; all cases are measured again"
         ) from None
+
+
+def measurements(rows: Mapping[str, Any]) -> dict[str, Measurement]:
+    """Return the measurements of a case from JSON, by class."""
+    return {name: _measurement(row) for name, row in rows.items()}
 
 
 def _measurement(row: dict[str, Any]) -> Measurement:

@@ -222,6 +222,7 @@ def predict(
     prev_stage_predictions: str | Path | None = None,
     num_parts: int = 1,
     part_id: int = 0,
+    merge: bool = False,
     device: str | None = None,
     not_on_device: bool = False,
     max_memory: float | None = None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stunet import workspace
 from stunet.errors import DataError, StunetError, UsageError, WeightsError
+from stunet.parts import Part
 from stunet.results.formats import DEFAULT, FORMATS
 from stunet.runs.devices import choose_device, set_threads
 from stunet.runs.fetching import fetch_model
@@ -54,8 +55,9 @@ class PredictionRequest:
         save_probabilities: Also write each case's probabilities.
         continue_prediction: Skip cases whose result is there.
         prev_stage_predictions: Segmentations of a cascade's previous stage; None: they are predicted first.
-        num_parts: Number of runs that share the cases.
+        num_parts: Number of runs that share the cases (parts.py); the last to finish writes what belongs to all.
         part_id: Which of them this is, from 0.
+        merge: Predict nothing; write what belongs to all cases from what the parts recorded.
         device: "cuda", "cpu" or "mps"; None: cuda where there is one, else cpu.
         not_on_device: Keep logits in the machine's memory instead of the GPU's.
         max_memory: Memory in GB (10^9 bytes) that this process may take; None: 90 % of what there is.
@@ -95,6 +97,7 @@ class PredictionRequest:
     prev_stage_predictions: Path | None = None
     num_parts: int = 1
     part_id: int = 0
+    merge: bool = False
     device: str | None = None
     not_on_device: bool = False
     max_memory: float | None = None
@@ -174,15 +177,12 @@ def predict(request: PredictionRequest, listener: Listener | None = None) -> Pre
     if not request.folds and (unfinished := unfinished_folds(model)):
         names = ", ".join(map(str, unfinished))
         listener.warn(f"fold {names} has no {request.checkpoint} yet: it is left out")
-    # Every num_parts-th case, as in nnU-Net, so that parts of both programs are the same.
-    cases = find_cases(request.input, model, request.series)[request.part_id :: request.num_parts]
-    cases = check_format(request.format or DEFAULT, cases)
-    if not cases:
-        listener.note(f"no case is left for part {request.part_id} of {request.num_parts}")
-        return PredictionResult(folder=request.output, cases=())
+    cases = check_format(request.format or DEFAULT, find_cases(request.input, model, request.series))
     if previous := request.prev_stage_predictions:
         cases = [case if case.error else _with_previous(case, previous, model) for case in cases]
     folder, cases = _output(request, model, cases)
+    all_names = [case.name for case in cases]
+    cases = [] if request.merge else Part(request.part_id, request.num_parts).take(cases)
     set_threads(request.threads)
     stages = _stages(request, model, system)
     if request.dry_run:
@@ -190,7 +190,8 @@ def predict(request: PredictionRequest, listener: Listener | None = None) -> Pre
         return PredictionResult(folder=folder, cases=())
     from stunet.runs.prediction_stages import run_stages
 
-    return PredictionResult(folder=folder, cases=run_stages(request, stages, cases, folder, sys.argv, listener))
+    done = run_stages(request, stages, cases, all_names, folder, sys.argv, listener)
+    return PredictionResult(folder=folder, cases=done)
 
 
 def _checked(request: PredictionRequest) -> PredictionRequest:
@@ -213,8 +214,9 @@ def _checked(request: PredictionRequest) -> PredictionRequest:
         raise UsageError("--fast has no previous stage", "leave out -prev_stage_predictions")
     if not 0 < request.step_size <= 1:
         raise UsageError(f"-step_size {request.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
-    if not 0 <= request.part_id < request.num_parts:
-        raise UsageError(f"-part_id {request.part_id} with -num_parts {request.num_parts}", "count the parts from 0")
+    part = Part(request.part_id, request.num_parts)
+    if (request.merge or not part.is_whole) and _file_ending(request.output):
+        raise UsageError(f"-o {str(request.output)!r} is one file, which parts cannot share", "name a folder with -o")
     return request
 
 
