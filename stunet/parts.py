@@ -61,6 +61,9 @@ class Part:
         return list(cases[number :: self.count])
 
 
+WHOLE = Part()
+
+
 def part_of(count: int | None, number: int | None, environment: Mapping[str, str] = os.environ) -> Part:
     """Return the part that a command was started as: as its flags say, else by the variables of a Slurm array.
 
@@ -110,6 +113,10 @@ class Records:
         path = self._path(self.part.number)
         remove_staging(self.folder, {path.name})
         write_json(path, {"agreed": self.agreed, "done": done, "content": content})
+
+    def missing(self) -> dict[int, str]:
+        """Return by number why the records of parts do not count; empty if all are done."""
+        return self._contents()[1]
 
     def own(self) -> Any | None:
         """Return what this part handed over in an earlier run, finished or not, that agreed; None: nothing."""

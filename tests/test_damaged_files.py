@@ -209,6 +209,9 @@ def sound_files(folder: Path) -> Iterator[Sound]:
     yield Sound(at("rank.json"), RANKED, lambda path: judge(read_scores(path), read_results(reached), permutations=9))
     yield Sound(reached, REACHED, lambda path: judge(read_scores(at("rank.json")), read_results(path), permutations=9))
     yield Sound(at("data/.stunet/manifest.json"), MANIFEST, lambda path: _valid_records(path.parents[1], {"a": 1}, []))
+    record = {"agreed": {"settings": {"a": 1}}, "done": True, "content": {"cases": MANIFEST["cases"]}}
+    part_of_data = at("parts/.stunet/parts/part-0-of-2.json")
+    yield Sound(part_of_data, record, lambda path: _valid_records(path.parents[2], {"a": 1}, []))
 
 
 def annotate(path: Path) -> None:

@@ -5,8 +5,8 @@ with the reader that nnU-Net will use. datasets/__init__.py reads dataset.json a
 """
 
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from stunet.images import Reader
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import FILE, load_annotations
 from stunet.nifti import check_nifti
+from stunet.parts import WHOLE, Part
 from stunet.workers import map_all
 
 # What nnU-Net's readers raise for an unreadable file: errors of ITK, zlib, nibabel, tifffile, and their own assertions.
@@ -44,14 +45,28 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
         DataError: Something is wrong; the error names the first three problems and counts the others.
         OutOfMemoryError: A case does not fit into memory.
     """
+    return judge_cases(folder, examine(folder, workers, on_case))
+
+
+def examine(
+    folder: Path, workers: int = 1, on_case: Callable[[str], None] | None = None, part: Part = WHOLE
+) -> "dict[str, CheckedCase]":
+    """Read and check the training cases of a part, as check_dataset() does; return what they hold, by name."""
     cases, rules = read_dataset(folder)
-    checked = map_all(_examine, _with_rules(folder, cases, rules), workers, lambda item: item[0].name, on_case)
-    contents = [case.content for case in checked]
-    units = {case.name: found.units for case, found in zip(cases, checked, strict=True)}
+    own = part.take(_with_rules(folder, cases, rules))
+    checked = map_all(_examine, own, workers, lambda item: item[0].name, on_case)
+    return {case.name: found for (case, _), found in zip(own, checked, strict=True)}
+
+
+def judge_cases(folder: Path, checked: "Mapping[str, CheckedCase]") -> list[str]:
+    """Return what check_dataset() warns of, from what examine() found in all cases."""
+    cases, rules = read_dataset(folder)
+    units = {case.name: checked[case.name].units for case in cases}
     description = read_dataset_json(folder / "dataset.json")
+    names = [case.name for case in cases]
     return [
         *left_out(folder, description, cases),
-        *judge([case.name for case in cases], contents, description),
+        *judge(names, [checked[name].content for name in names], description),
         *(
             warning
             for channel in range(len(rules.channels))
@@ -185,6 +200,18 @@ class CheckedCase(NamedTuple):
 
     content: Content
     units: dict[int, Values]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON, in which keys are text."""
+        content = self.content
+        counts = {"voxels": [*content.voxels.items()], "cut": [*content.cut.items()], "constant": content.constant}
+        return {**counts, "units": [[channel, *astuple(values)] for channel, values in self.units.items()]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "CheckedCase":
+        """Return what to_json() described."""
+        content = Content(dict(found["voxels"]), dict(found["cut"]), tuple(found["constant"]))
+        return cls(content, {channel: Values(*values) for channel, *values in found["units"]})
 
 
 def _examine(checked: tuple[RawCase, Rules]) -> CheckedCase:

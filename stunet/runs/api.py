@@ -55,6 +55,9 @@ def plan(
     no_pp: bool = False,
     dry_run: bool = False,
     report: bool = False,
+    num_parts: int = 1,
+    part_id: int = 0,
+    merge: bool = False,
     listener: Listener | None = None,
 ) -> PlanningResult:
     """Plan a raw dataset and preprocess it, as stunet_plan_and_preprocess does.

@@ -18,7 +18,14 @@ from stunet.plans.files import list_planned, list_plans, plan_path, read_dataset
 from stunet.plans.plan import PLANNER, Plan
 from stunet.runs.listener import Listener
 from stunet.runs.planner_choice import Followed, find_followed, make_plan, shown
-from stunet.runs.planning_request import CONFIGURATIONS, PlanningRequest, complete, workers_of
+from stunet.runs.planning_request import (
+    CONFIGURATIONS,
+    PlanningRequest,
+    check_parts,
+    complete,
+    is_in_parts,
+    workers_of,
+)
 
 CASCADE = "3d_cascade_fullres"
 WORKERS = {"2d": 8, "3d_lowres": 8}  # upper limits, as in nnU-Net; larger images get fewer because of their memory
@@ -31,12 +38,13 @@ class PlanningResult:
 
     Attributes:
         dataset: Full name.
-        plan: What was planned; its `name` is what train() takes as `plans`.
+        plan: What was planned; its `name` is what train() takes as `plans`. None of a part whose dataset cannot be
+            planned before other parts are done.
         path: The plans file; None after a dry run.
     """
 
     dataset: str
-    plan: Plan
+    plan: Plan | None
     path: Path | None
 
 
@@ -75,6 +83,7 @@ def _prepared(
     request: PlanningRequest, datasets: Sequence[int | str], listener: Listener
 ) -> tuple[list[str], PlanningRequest, str | None, Followed]:
     """Return names of datasets, the request with its preset's values, the preset's normalization, what is followed."""
+    check_parts(request)
     names = [_raw_dataset(dataset) for dataset in datasets]
     workspace.folder("nnUNet_preprocessed")
     request, normalization = complete(request, listener)
@@ -120,23 +129,35 @@ def _plan_and_preprocess(
     check_splits(dataset)
     planned = _planned(dataset, request) if request.plans else None
     _check_name(dataset, request)
-    found = None if request.no_check else _check_files(dataset, readers, listener)
+    found = None
+    if not is_in_parts(request):
+        found = None if request.no_check else _check_files(dataset, readers, listener)
+    elif planned is None:
+        from stunet.runs.planning_parts import analyse
+
+        if not analyse(dataset, request, readers, listener):
+            return PlanningResult(dataset=dataset, plan=None, path=None)
+    elif not request.no_check and not request.merge:
+        from stunet.runs.planning_parts import check_part
+
+        check_part(dataset, request, readers, listener)
     if planned is None:
-        with _scratch(request.dry_run), workspace.planning(dataset):
+        # Parts of one run plan the same at the same time.
+        wait = (lambda what: None) if is_in_parts(request) else None
+        with _scratch(request.dry_run), workspace.planning(dataset, wait):
             planned = _plan(dataset, readers, request, normalization, followed, listener)
     path = None if request.dry_run else workspace.preprocessed_dataset(dataset) / f"{planned.name}.json"
     result = PlanningResult(dataset=dataset, plan=planned, path=path)
     listener.planned(result)
-    for warning in warnings_of(result.plan):
+    for warning in warnings_of(planned):
         listener.warn(warning)
     if path is None:
         return result
     listener.note(f"plans: {path}")
     if request.report:
-        _write_report(result, found, readers, listener)
-    if not request.no_pp:
-        _preprocess(dataset, planned, request, listener)
-        listener.note(f"next: {_training_command(result, request)}")
+        _write_report(dataset, planned, found, readers, listener)
+    if not request.no_pp and _preprocess(dataset, planned, request, listener):
+        listener.note(f"next: {_training_command(dataset, planned, request)}")
     return result
 
 
@@ -163,22 +184,22 @@ def _check_name(dataset: str, request: PlanningRequest) -> None:
         raise UsageError(f"-overwrite_plans_name {name}, and plans of this name are {whose}", "another name")
 
 
-def _write_report(result: PlanningResult, found: list[str] | None, workers: int, listener: Listener) -> None:
+def _write_report(dataset: str, plan: Plan, found: list[str] | None, workers: int, listener: Listener) -> None:
     """Read all cases again, for the report of the dataset beside its plans."""
     from stunet.datasets import read_dataset
     from stunet.folds import FILE, read_folds
     from stunet.report import dataset as report
     from stunet.report import page
 
-    folder, target = workspace.raw_dataset(result.dataset), workspace.preprocessed_dataset(result.dataset)
+    folder, target = workspace.raw_dataset(dataset), workspace.preprocessed_dataset(dataset)
     description = read_dataset_json(folder / "dataset.json")
     cases, rules = read_dataset(folder)
-    with listener.progress(f"report {result.dataset}", len(cases)) as progress:
+    with listener.progress(f"report {dataset}", len(cases)) as progress:
         looks = report.look_at(cases, rules, description, workers, progress.step)
     folds = [vars(fold) for fold in read_folds(target / FILE)] if (target / FILE).is_file() else []
-    chosen = report.Chosen(result.plan, folds, found, warnings_of(result.plan))
-    path = target / f"{result.plan.name}.html"
-    page.write(report.page(result.dataset, description, looks, chosen), path)
+    chosen = report.Chosen(plan, folds, found, warnings_of(plan))
+    path = target / f"{plan.name}.html"
+    page.write(report.page(dataset, description, looks, chosen), path)
     listener.note(f"wrote {path}")
 
 
@@ -232,26 +253,35 @@ def _plan(
     return make_plan(dataset, fingerprint, request, normalization, followed, listener)
 
 
-def _preprocess(dataset: str, plan: Plan, request: PlanningRequest, listener: Listener) -> None:
-    from stunet.preprocessing.dataset import pending_cases, preprocess, stale_cases
+def _preprocess(dataset: str, plan: Plan, request: PlanningRequest, listener: Listener) -> bool:
+    """Preprocess, or do what a part does of that; return whether all cases are done."""
+    from stunet.parts import Part, unfinished
+    from stunet.preprocessing.dataset import merge_parts, pending_cases, preprocess, stale_cases
 
     asked, wanted = workers_of(request), request.configurations
     if wanted is CONFIGURATIONS and not has_classes(read_dataset_json(workspace.raw_dataset(dataset) / "dataset.json")):
         # A pre-training takes one, and images without labels are many.
         wanted = [next(name for name in ("3d_fullres", "2d") if name in plan.configurations)]
         listener.note(f"{wanted[0]} is preprocessed; -c names others")
+    part, missing = Part(request.part_id, request.num_parts), ""
     for position, name in enumerate(wanted):
         if name not in plan.configurations and name in CONFIGURATIONS:
             continue  # this dataset needs no 3d_lowres, or has no third dimension
+        if request.merge:
+            merge_parts(dataset, plan, [name], request.num_parts)
+            continue
         if asked:
             workers = asked[position if len(asked) > 1 else 0]
         else:
             workers = _fitting(dataset, plan, name, min(WORKERS.get(name, FEWER), _cores()), listener)
-        todo = len(pending_cases(dataset, plan, [name]))
-        for reason in stale_cases(dataset, plan, [name]):
+        todo = len(pending_cases(dataset, plan, [name], part))
+        for reason in stale_cases(dataset, plan, [name], part):
             listener.note(reason)
         with listener.progress(f"preprocess {name}", todo) as progress:
-            preprocess(dataset, plan, [name], workers, progress.step)
+            missing = preprocess(dataset, plan, [name], workers, progress.step, part=part) or missing
+    if missing:
+        listener.note(unfinished(part, missing))
+    return not missing
 
 
 def _fitting(dataset: str, plan: Plan, name: str, wanted: int, listener: Listener) -> int:
@@ -270,17 +300,17 @@ def _fitting(dataset: str, plan: Plan, name: str, wanted: int, listener: Listene
     return workers
 
 
-def _training_command(result: PlanningResult, request: PlanningRequest) -> str:
+def _training_command(dataset: str, plan: Plan, request: PlanningRequest) -> str:
     """Return the command that trains what was planned."""
-    plan, number = result.plan, workspace.dataset_number(result.dataset)
+    number = workspace.dataset_number(dataset)
     first = "3d_fullres" if "3d_fullres" in plan.configurations else "2d"
     # Both commands find the plans by themselves if they are the only ones that were planned.
-    chosen = "" if list_planned(result.dataset) == [plan.name] else f" -p {plan.name}"
+    chosen = "" if list_planned(dataset) == [plan.name] else f" -p {plan.name}"
     chosen += f" --pretrained {shlex.quote(str(request.pretrained))}" if request.pretrained else ""
     pretrain = f"stunet_pretrain -d {number}" + (f" -c {first}" if first != "3d_fullres" else "") + chosen
-    if not has_classes(read_dataset_json(workspace.raw_dataset(result.dataset) / "dataset.json")):
+    if not has_classes(read_dataset_json(workspace.raw_dataset(dataset) / "dataset.json")):
         return pretrain
-    fold = _first_fold(result.dataset, plan, first)
+    fold = _first_fold(dataset, plan, first)
     train = f"stunet_train {number} {first} {fold}{chosen}" + (f" --preset {request.preset}" if request.preset else "")
     return f"{pretrain}, or on its labels {train}" if plan.like else train
 

@@ -75,7 +75,7 @@ NNUNET = {
 # Ours. A new flag is added here, to the docs and to the changelog in one commit.
 OUR_FLAGS = {
     "plan_and_preprocess": "-p --size --network --preset --stages --spacing --pretrained --accept_licence --like "
-    "--checkpointing --probe --dry_run --no_check --report",
+    "--checkpointing --probe --dry_run --no_check --report -num_parts -part_id --merge",
     "train": "-d -c -f --size --network --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained "
     "--finetune --head --list --fsdp --transfer --inflate --accept_licence --name --last --log",
     "pretrain": "-d --method --list -c -p --like --size --network --stages -gpu_memory_target --preset --set --augment "
