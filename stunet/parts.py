@@ -12,7 +12,8 @@ by a run with --merge, from what the parts handed over. A part that runs again r
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,6 +103,13 @@ class Records:
     part: Part
     agreed: Mapping[str, Any]
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let no other part begin, finish or merge during the block."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with lock_across_machines(self.folder / "lock"):
+            yield
+
     def save(self, content: Any, done: bool = False) -> None:
         """Replace the record of this part.
 
@@ -137,8 +145,7 @@ class Records:
         Returns:
             Which parts are missing, in words; empty after merging.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with lock_across_machines(self.folder / "lock"):
+        with self.locked():
             self.save(content, done=True)
             contents, missing = self._contents()
             if missing:
@@ -154,7 +161,7 @@ class Records:
         """
         if not self.folder.is_dir():
             raise DataError(f"nothing to merge: no part has left a record in {str(self.folder)!r}", "run the parts")
-        with lock_across_machines(self.folder / "lock"):
+        with self.locked():
             contents, missing = self._contents()
             if missing:
                 named = first_few([f"{number} ({why})" for number, why in missing.items()], separator=", ")

@@ -73,8 +73,8 @@ def run_tasks(main: Callable[[list[str]], int], arguments: Sequence[object], tas
         assert process.exitcode == 0
 
 
-def kill_while_it_finishes(folder: Path, start: Callable[[], BaseProcess]) -> None:
-    """Kill a part of a run that has done its cases, and waits to leave its record in `folder`."""
+def kill_while_it_waits(folder: Path, start: Callable[[], BaseProcess]) -> None:
+    """Kill a part of a run when it waits for the lock of the records in `folder`: most have done their cases then."""
     folder.mkdir(parents=True, exist_ok=True)
     with lock_across_machines(folder / "lock"):
         process = start()

@@ -54,10 +54,16 @@ class GrowingFolder:
             return []
         return json_differences(read(self._options, dict_of(anything)), options)
 
-    def begin(self, options: Any) -> None:
-        """Record the options unless finished cases have theirs; remove files that a killed run left unfinished."""
+    def begin(self, options: Any, alone: bool = True) -> None:
+        """Record the options unless finished cases have theirs.
+
+        Args:
+            options: Those requested now.
+            alone: Whether nobody else writes cases: then files that a killed run left unfinished are removed.
+        """
         self._cases.mkdir(parents=True, exist_ok=True)
-        for folder in (self._options.parent, self._cases, self.path, *(self.path / name for name in DATA_FOLDERS)):
+        folders = (self._options.parent, self._cases, self.path, *(self.path / name for name in DATA_FOLDERS))
+        for folder in folders if alone else ():
             remove_staging(folder)
         if not self.recorded():
             write_json(self._options, options)

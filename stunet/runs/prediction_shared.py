@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet.errors import DataError, StunetError, first_few
-from stunet.files import lock_across_machines, sha256_of_json
+from stunet.files import sha256_of_json
 from stunet.parts import Part, Records, to_merge, unfinished
 from stunet.results.formats import DEFAULT
 from stunet.runs.listener import Listener
@@ -148,8 +148,7 @@ class OfPart:
         for known in (self._failed, self._reports, self._statistics):
             for name in new & known.keys():
                 del known[name]
-        self._records.folder.mkdir(parents=True, exist_ok=True)
-        with lock_across_machines(self._records.folder / "lock"):
+        with self._records.locked():
             check_run_record(self._run.target, self._run.stage.made_by, kept=False)
             self._records.save(self._content())
 

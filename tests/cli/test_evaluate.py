@@ -17,7 +17,7 @@ from stunet.evaluation import folders, metrics
 from stunet.workers import Outcome
 from tests.label_files import PLAIN, SHAPE, assert_same_numbers, make_two_cases, noise, write, write_dataset
 from tests.loops import for_each
-from tests.processes import kill_while_it_finishes, run_tasks, start_task
+from tests.processes import kill_while_it_waits, run_tasks, start_task
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_an_array_of_parts_writes_what_one_run_writes(tmp_path: Path, capsys: py
 
     assert main([str(each) for each in arguments(one)]) == 0
     records = many / ".parts-summary"
-    kill_while_it_finishes(records, lambda: start_task(main, arguments(many), 2))
+    kill_while_it_waits(records, lambda: start_task(main, arguments(many), 2))
     run_tasks(main, arguments(many), [3, 0])
     run_tasks(main, arguments(many), [1])
     assert not (many / "summary.json").exists()

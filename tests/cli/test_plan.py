@@ -12,7 +12,7 @@ from stunet.cli import info
 from stunet.cli.plan_and_preprocess import main
 from stunet.plans.files import plan_path
 from tests.loops import for_each
-from tests.processes import kill_while_it_finishes, run_tasks, start_task
+from tests.processes import kill_while_it_waits, run_tasks, start_task
 
 
 def everything(folder: Path) -> set[Path]:
@@ -182,7 +182,7 @@ def test_an_array_of_parts_preprocesses_what_one_run_does(pre: Path) -> None:
     assert main([str(each) for each in command]) == 0
     before = manifest.read_bytes(), {name: (data / name).read_bytes() for name in cases}
     shutil.rmtree(data)
-    kill_while_it_finishes(data / ".stunet/parts", lambda: start_task(main, command, 2))
+    kill_while_it_waits(data / ".stunet/parts", lambda: start_task(main, command, 2))
     run_tasks(main, command, [3, 0])
     assert not manifest.exists()
     run_tasks(main, command, [1, 2])
