@@ -340,6 +340,9 @@ def features(
     threads: int | None = None,
     overwrite: bool = False,
     accept_licence: bool = False,
+    num_parts: int = 1,
+    part_id: int = 0,
+    merge: bool = False,
     listener: Listener | None = None,
 ) -> FeaturesResult:
     """Compute features of images with any encoder, as stunet_features does. For one image see stunet.Model.

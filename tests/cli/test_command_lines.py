@@ -89,7 +89,7 @@ OUR_FLAGS = {
     "--finetune --set -c -p -j --json --disable_progress_bar --accept_licence",
     "features": "-i -o --model -d -c -p -tr -f -chk --pool --labels --points --world --stages --probe --target --task "
     "--seed --series --orientation -step_size -device --precision --threads --overwrite --disable_progress_bar "
-    "--accept_licence",
+    "--accept_licence -num_parts -part_id --merge",
     "info": "--json",
     "report": "-o --no_slices",
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
