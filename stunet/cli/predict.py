@@ -64,6 +64,8 @@ def _command(args: argparse.Namespace) -> int:
         statistics=args.statistics,
         preview=args.preview,
         report=args.report,
+        index=args.index,
+        shard=args.shard,
         npp=args.npp,
         nps=args.nps,
         verbose=args.verbose,
@@ -92,7 +94,13 @@ def _new_parser() -> argparse.ArgumentParser:
     """Return the command's parser, with nnUNetv2_predict's options and ours."""
     parser = common.new_parser("stunet_predict", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("-i", required=True, type=Path, metavar="IN", help="folder with CASE_0000.nii.gz ..., an image or DICOM folder")
+    add(
+        "-i",
+        required=True,
+        type=Path,
+        metavar="IN",
+        help="folder with CASE_0000.nii.gz ..., an image or DICOM folder; a list: .txt, an image per line, or .csv",
+    )
     add("-o", required=True, type=Path, metavar="OUT", help="folder of the results; for one input also a file")
     add("--series", metavar="UID", help="which series of a DICOM folder: its UID, number or description")
     add("-d", metavar="DATASET", help="dataset that the model was trained on: number or name")
@@ -148,6 +156,13 @@ def _new_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="times, memory, versions, hashes: JSON, or a page for readers if it ends with .html",
     )
+    add(
+        "--index",
+        action="store_true",
+        help="index.csv: status, seconds, volumes, hash per case; failed.csv; goes on without opening results (a list "
+        "has it always)",
+    )
+    add("--shard", type=int, default=0, metavar="N", help="results in folders by N digits of the name's hash, e.g. 2")
     add("--disable_progress_bar", action="store_true", help="show no progress")
     common.add_licence_flag(parser)
     add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")

@@ -234,6 +234,8 @@ def predict(
     statistics: bool = False,
     preview: bool = False,
     report: str | Path | None = None,
+    index: bool = False,
+    shard: int = 0,
     npp: int | None = None,
     nps: int | None = None,
     verbose: bool = False,

@@ -18,6 +18,7 @@ from stunet.runs.listener import Listener
 from stunet.runs.prediction import PredictionRequest
 
 if TYPE_CHECKING:
+    from stunet.inference.index import Index
     from stunet.inference.pipeline import Outcome, Pipeline
     from stunet.inference.predictor import Predictor
     from stunet.inference.products import Products
@@ -60,7 +61,23 @@ class StageRun:
         asked = self.request
         if not self.last:
             return Products()
-        return Products(asked.format or DEFAULT, asked.save_probabilities, asked.preview, asked.statistics)
+        form = asked.format or DEFAULT
+        return Products(form, asked.save_probabilities, asked.preview, asked.statistics, volumes=asked.index)
+
+    @property
+    def index(self) -> "Index | None":
+        """The index of the results, if it is asked for."""
+        from stunet.inference.index import Index
+
+        part = Part(self.request.part_id, self.request.num_parts)
+        return Index(self.target, part) if self.request.index and self.last else None
+
+    def write_index(self) -> None:
+        """Write the tables of the index, if it is asked for."""
+        if self.index and (failed := self.index.write_tables(self.names)):
+            from stunet.inference.index import FAILED
+
+            self.listener.note(f"{failed} of {len(self.names)} cases failed: {self.target / FAILED}, a list for -i")
 
 
 class Whole:
@@ -101,7 +118,8 @@ class Whole:
             write_report(self._run.report, self._run.request, self._run.target, self._pipeline.predictor.model.folder)
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Write the tables of an index."""
+        self._run.write_index()
 
     def _write_statistics(self) -> None:
         from stunet.results.statistics import add_statistics
@@ -192,6 +210,7 @@ class OfPart:
         if self._pipeline.products.statistics:
             rows = {name: found for content in contents for name, found in content["statistics"].items()}
             write_statistics(run.target, {name: measurements(rows[name]) for name in run.names if name in rows})
+        run.write_index()
         if run.report:
             reports = {each["name"]: each for content in contents for each in content["report"]}
             run.report.cases = [CaseReport(**reports[name]) for name in run.names if name in reports]

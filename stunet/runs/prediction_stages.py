@@ -20,7 +20,8 @@ from stunet.runs.prediction_shared import OfPart, StageRun, Whole, gathered_by, 
 
 if TYPE_CHECKING:
     from stunet.inference.cases import InputCase
-    from stunet.inference.pipeline import Pipeline
+    from stunet.inference.index import Index
+    from stunet.inference.pipeline import Outcome, Pipeline
     from stunet.inference.predictor import Predictor
 
 CONTINUE = "the same command with --continue_prediction: finished cases are kept"
@@ -57,7 +58,7 @@ def run_stages(
     if report and not _is_part(request):
         write_report(report, request, folder, None)  # fail now if it cannot be written
     errors: dict[str, StunetError] = {}
-    own, ending = [case.name for case in cases], ""
+    own, ending = {case.name: case.place(folder) for case in cases}, ""
     _make_writable(folder)
     try:
         with _reserved(request, cases, folder), _terminable(listener):
@@ -72,16 +73,18 @@ def run_stages(
                 ending = _merge_stage(run) if request.merge else _run_stage(run, cases)
                 previous = stage.model.ending
                 cases = [
-                    replace(case, previous=target / f"{case.name}{previous}")
+                    replace(case, previous=case.place(target) / f"{case.name}{previous}")
                     for case in cases
                     if case.name not in errors
                 ]
     finally:  # even if something else ends the run
         for name, error in errors.items():
             listener.predicted(PredictedCase(name=name, file=None, error=error))
+    if request.merge:
+        return [PredictedCase(name=name, file=None, error=error) for name, error in errors.items()]
     return [
-        PredictedCase(name=name, file=None if name in errors else folder / f"{name}{ending}", error=errors.get(name))
-        for name in (names if request.merge else own)
+        PredictedCase(name=name, file=None if name in errors else place / f"{name}{ending}", error=errors.get(name))
+        for name, place in own.items()
     ]
 
 
@@ -128,18 +131,22 @@ def _run_stage(run: StageRun, cases: "list[InputCase]") -> str:
         # Temporary files of other parts of the same run are in use.
         pipeline.remove_leftovers(None if ours and request.num_parts == 1 else cases)
         shared = gathered_by(run, pipeline, whole_folder)
-        todo = _pending(pipeline, cases, request.continue_prediction and whole_folder, shared, listener)
+        keep, index = request.continue_prediction and whole_folder, run.index
+        if index:
+            todo = _pending_of_index(pipeline, cases, keep, index, shared, listener)
+        else:
+            todo = _pending(pipeline, cases, keep, shared, listener)
         shared.begin({case.name for case in todo})
         # Not known before: what is done, and still valid, is left out.
         progress.total = len(todo)
         try:
-            for outcome in pipeline.run(todo):
+            for outcome in _logged(pipeline.run(todo), index):
                 progress.step(outcome.case.name)
                 shared.add(outcome)
                 if outcome.error:
                     run.errors[outcome.case.name] = outcome.error
                     continue
-                if whole_folder:
+                if whole_folder and not index:
                     write_case_record(target, outcome.case)
                 if run.last:
                     listener.predicted(PredictedCase(name=outcome.case.name, file=outcome.file))
@@ -147,6 +154,18 @@ def _run_stage(run: StageRun, cases: "list[InputCase]") -> str:
             shared.save()
         shared.finish()
     return pipeline.ending
+
+
+def _logged(outcomes: "Iterator[Outcome]", index: "Index | None") -> "Iterator[Outcome]":
+    """Record each outcome in the index, if there is one, before it is passed on."""
+    if index is None:
+        yield from outcomes
+        return
+    with index.begin() as log:
+        for outcome in outcomes:
+            seconds = sum(outcome.report.seconds.values())
+            index.add(log, outcome.case, outcome.file, seconds, outcome.volumes, outcome.error)
+            yield outcome
 
 
 def _merge_stage(run: StageRun) -> str:
@@ -199,6 +218,38 @@ def _pending(
         listener.note(f"{kept} of {len(cases)} cases are done already")
     for case in todo:
         remove_case_record(folder, case)
+    pipeline.remove(todo)
+    return todo
+
+
+def _pending_of_index(
+    pipeline: "Pipeline",
+    cases: "list[InputCase]",
+    keep: bool,
+    index: "Index",
+    shared: "Whole | OfPart",
+    listener: Listener,
+) -> "list[InputCase]":
+    """As _pending(), by what the index says: no result is opened whose size and time are on record."""
+    from stunet.inference.records import check_run_record
+
+    known = index.known() if keep else {}
+    *others, ending = pipeline.products.endings(pipeline.predictor.model)
+    measured = shared.known if pipeline.products.statistics else None
+    todo = []
+    for case in cases:
+        place = case.place(pipeline.folder)
+        is_done = (
+            index.is_done(known.get(case.name), case, place / f"{case.name}{ending}")
+            and (measured is None or case.name in measured)
+            and all((place / f"{case.name}{other}").exists() for other in others)
+        )
+        if not is_done:
+            todo.append(case)
+    kept = len(cases) - len(todo)
+    check_run_record(pipeline.folder, pipeline.predictor.made_by, kept > 0)
+    if kept:
+        listener.note(f"{kept} of {len(cases)} cases are done already")
     pipeline.remove(todo)
     return todo
 

@@ -82,7 +82,8 @@ OUR_FLAGS = {
     "--skip_bad --dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing --pretrained --transfer "
     "--inflate --accept_licence --name --log",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
-    "--roi_subset --format --statistics --preview --report --dry_run --accept_licence --last --merge",
+    "--roi_subset --format --statistics --preview --report --dry_run --accept_licence --last --merge "
+    "--index --shard",
     "evaluate": "-d --tolerance --labels --csv --json --report -num_parts -part_id --merge",
     "experiment": "-o --dry_run --summary_only -j -device --json --accept_licence",
     "rank": "-d --models --scores --cases -f --points --layers --seed -o -step_size -device --precision --threads "
