@@ -72,8 +72,8 @@ def _format(
     parser.add_argument(
         "-o", dest="raw", type=Path, metavar="FOLDER", help="where DatasetXXX_Name goes (default: nnUNet_raw)"
     )
+    parser.add_argument("-np", type=int, metavar="N", help="processes (default: one per core, at most 8)")
     if named:
-        parser.add_argument("-np", type=int, metavar="N", help="processes (default: one per core, at most 8)")
         add_part_flags(parser)
         parser.add_argument(
             "--variable",
@@ -246,7 +246,7 @@ def _convert_msd(args: argparse.Namespace) -> None:
 
     raw = _raw(args)
     with live.Progress("convert", len(msd_images(args.source))) as progress:
-        target = convert_msd(args.source, raw, args.dataset_id, args.name, progress.step)
+        target = convert_msd(args.source, raw, args.dataset_id, args.name, progress.step, _workers(args))
     _next(target)
 
 
@@ -323,16 +323,14 @@ def _channels(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _run(conversion: "Conversion", args: argparse.Namespace) -> None:
-    workers: int | None = args.np
     asked = parts(args)
     part = Part(asked.get("part_id", 0), asked["num_parts"])
     conversion = replace(conversion, remove_missing=args.remove_missing, part=part)
-    if workers is not None and workers < 1:
-        raise UsageError(f"-np {workers} must be 1 or more", "-np 1")
+    workers = _workers(args)
     if args.merge:
         warnings = conversion.merge(part.count)
     else:
-        warnings, missing = _convert_pending(conversion, workers or min(8, os.cpu_count() or 1))
+        warnings, missing = _convert_pending(conversion, workers)
         if missing:
             console.note(unfinished(part, missing))
             return
@@ -346,6 +344,13 @@ def _run(conversion: "Conversion", args: argparse.Namespace) -> None:
         if doubt:
             console.warn(doubt)
     _next(conversion.target)
+
+
+def _workers(args: argparse.Namespace) -> int:
+    workers: int | None = args.np
+    if workers is not None and workers < 1:
+        raise UsageError(f"-np {workers} must be 1 or more", "-np 1")
+    return workers or min(8, os.cpu_count() or 1)
 
 
 def _convert_pending(conversion: "Conversion", workers: int) -> tuple[list[str], str]:
