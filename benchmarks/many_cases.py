@@ -1,11 +1,14 @@
 """What do parts of a run, a list of images and an index cost per case, where there are very many tiny cases?
 
-    python benchmarks/many_cases.py [--cases 10000] [--parts 4] [--commands evaluate predict] [--folder FOLDER]
+    python benchmarks/many_cases.py [--cases 10000] [--parts 4] [--commands evaluate predict records] [--folder FOLDER]
 
 One tiny image and label map under many names (hard links, in folders of a hundred), and real commands on them: one run;
 the same in parts, one after the other; and the finished run once more (predict with --continue_prediction). What parts
 cost is the CPU time that all of them together take more than one run, by case, without what starting takes, which a run
 of one case tells. Memory is that of the process at its highest, for all cases and for a tenth. Needs Linux.
+
+`records`: what an index costs without predicting: in one process, made-up results with 104 classes are recorded, looked
+for again as when a finished run is started once more, and written as tables.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +26,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from stunet.files import write_json
+from stunet.machine import peak_resident, resident
+from stunet.parts import Part
 
 SHAPE = (12, 12, 12)
 IN_A_FOLDER = 100
+CLASSES = 104
+COMMANDS = ["evaluate", "predict", "records"]
 
 
 @dataclass(frozen=True)
@@ -78,20 +86,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--parts", type=int, default=4)
-    parser.add_argument("--commands", nargs="+", choices=["evaluate", "predict"], default=["evaluate", "predict"])
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS)
     parser.add_argument("--folder", type=Path, help="where the files are made (default: a temporary folder)")
     args = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "STUNET_MODELS": "/nonexistent"}
-    heads = ("command", "cases", "wall s", "CPU s", "ms per case", "parts ms", "again s", "MB", "MB at a tenth")
-    print("  ".join(heads))
+    heads = ("command", "cases", "wall s", "CPU s", "ms per case", "parts ms", "again CPU s", "MB", "MB at a tenth")
     with tempfile.TemporaryDirectory(dir=args.folder) as root:
         model = Path(root) / "T__P__3d_fullres"
         _make_model(model)
         places = [Place(Path(root) / str(cases), cases) for cases in (1, args.cases // 10, args.cases)]
         for place in places:
             place.make()
-        for name in args.commands:
+        if commands := [name for name in args.commands if name != "records"]:
+            print("  ".join(heads))
+        for name in commands:
             print("  ".join(measure(name, model, places, args.parts)), flush=True)
+        if "records" in args.commands:
+            records(places[-1])
 
 
 def measure(name: str, model: Path, places: list[Place], parts: int) -> list[str]:
@@ -99,7 +110,7 @@ def measure(name: str, model: Path, places: list[Place], parts: int) -> list[str
     start, tenth, one = (measuring.run(place.command(name, model))[0] for place in places)
     command, again = places[-1].command(name, model), ""
     if name == "predict":
-        again = f"{measuring.run([*command, '--continue_prediction'])[0].wall_s:.1f}"
+        again = f"{measuring.run([*command, '--continue_prediction'])[0].cpu_s:.1f} (start {start.cpu_s:.1f})"
     places[-1].clear()
     several = [measuring.run([*command, "-num_parts", str(parts), "-part_id", str(part)])[0] for part in range(parts)]
     cases = places[-1].cases
@@ -107,6 +118,37 @@ def measure(name: str, model: Path, places: list[Place], parts: int) -> list[str
     in_parts = (sum(each.cpu_s for each in several) - parts * start.cpu_s) / cases
     numbers = (f"{one.wall_s:.1f}", f"{one.cpu_s:.1f}", f"{1e3 * per_case:.1f}", f"{1e3 * (in_parts - per_case):.2f}")
     return [name, str(cases), *numbers, again or "-", f"{one.peak / 1e6:.0f}", f"{tenth.peak / 1e6:.0f}"]
+
+
+def records(place: Place) -> None:
+    """Print what it takes to record the cases, to find them done, and to write the tables."""
+    from stunet.inference.cases import InputCase
+    from stunet.inference.index import Index
+
+    index, volumes = Index(place.root / "pred", Part()), {f"class_{number:03d}": 1234.5 for number in range(CLASSES)}
+    with (place.root / "scans.csv").open(newline="") as file:
+        cases = [InputCase(row["name"], (Path(row["image"]),)) for row in csv.DictReader(file)]
+    results = [index.folder / f"{case.name}.nii.gz" for case in cases]
+
+    def add() -> None:
+        with index.begin() as log:
+            for case, result in zip(cases, results, strict=True):
+                index.add(log, case, result, 1.0, volumes, None)
+
+    def look() -> None:
+        known = index.known()
+        assert all(index.is_done(known.get(case.name), case, file) for case, file in zip(cases, results, strict=True))
+
+    for name, function in (
+        ("recorded", add), ("found done", look), ("tables", lambda: index.write_tables([case.name for case in cases]))
+    ):  # fmt: skip
+        before, started = resident(), time.process_time()
+        function()
+        cpu_s = time.process_time() - started
+        more = (peak_resident() - before) / 1e6
+        print(
+            f"{name:10} {len(cases)} cases  {cpu_s:.2f} CPU s  {1e3 * cpu_s / len(cases):.3f} ms per case  {more:.0f} MB"
+        )
 
 
 def _make_model(folder: Path) -> None:

@@ -15,18 +15,18 @@ labels unlabelled.py, nnssl.py). Images stay where they are: dataset.json refers
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from stunet.datasets import FILE_ENDING, write_dataset_json
-from stunet.datasets.growing import OWN_FOLDER, GrowingFolder, signature
+from stunet.datasets.growing import OWN_FOLDER, GrowingFolder, sharing, signature
 from stunet.datasets.listing import named, visible
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, first_few
-from stunet.files import atomic_write, exclusive_lock, sha256_of_json, shared_lock, write_json, write_lock
+from stunet.files import atomic_write, sha256_of_json, write_json, write_lock
 from stunet.names import check_name
 from stunet.parts import WHOLE, Part, Records, to_merge
 from stunet.workers import AGAIN, Outcome, map_cases, raise_failed
@@ -171,7 +171,7 @@ class Conversion:
         """
         warnings: list[str] = []
         records = self._records()
-        with self._sharing(f"part-{self.part.number}"):
+        with sharing(self.target, f"part-{self.part.number}"):
             with records.locked():
                 records.save({})
                 self._begin(pending)
@@ -187,17 +187,9 @@ class Conversion:
         """
         warnings: list[str] = []
         part = to_merge(self._records().folder, count)
-        with self._sharing("merge"):
+        with sharing(self.target, "merge"):
             self._records(part).merge(lambda contents: warnings.extend(self._merge(contents)))
         return warnings
-
-    @contextmanager
-    def _sharing(self, name: str) -> Iterator[None]:
-        """Share the folder with other parts, of which each has its name, but with no run for all cases."""
-        what, hint = f"another process writes {str(self.target)!r}", "wait until it is done"
-        lock = self.target.with_name(f".lock-{self.target.name}")
-        with shared_lock(lock, what, hint), exclusive_lock(lock.with_name(f"{lock.name}-{name}"), what, hint):
-            yield
 
     def _records(self, part: Part | None = None) -> Records:
         """Return the records of the parts, beside the folder: in it, they would make it look like somebody else's."""

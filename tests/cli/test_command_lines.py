@@ -94,7 +94,7 @@ OUR_FLAGS = {
     "info": "--json",
     "report": "-o --no_slices",
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
-    "--disable_tta -device --precision --dry_run --accept_licence",
+    "--disable_tta -device --precision --dry_run --accept_licence -num_parts -part_id --merge",
     "demo": "-o -device",
     "view": "-d -djfile --reference --case --html --port --no_browser --last",
 }
