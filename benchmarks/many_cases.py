@@ -146,9 +146,8 @@ def records(place: Place) -> None:
         function()
         cpu_s = time.process_time() - started
         more = (peak_resident() - before) / 1e6
-        print(
-            f"{name:10} {len(cases)} cases  {cpu_s:.2f} CPU s  {1e3 * cpu_s / len(cases):.3f} ms per case  {more:.0f} MB"
-        )
+        per_case = 1e3 * cpu_s / len(cases)
+        print(f"{name:10} {len(cases)} cases  {cpu_s:.2f} CPU s  {per_case:.3f} ms per case  {more:.0f} MB")
 
 
 def _make_model(folder: Path) -> None:
