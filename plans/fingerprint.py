@@ -6,8 +6,11 @@ nnU-Net takes the intensities of CT normalisation from what is labelled. Where n
 the voxels that are brighter than the mean of their image: the body in a CT, the head in an MR image of it.
 """
 
+import json
 import logging
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,17 +22,19 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from stunet.datasets import find_reader, list_cases, tiff, training_files
 from stunet.datasets.check import UNREADABLE
 from stunet.errors import DataError, is_out_of_memory, last_line
-from stunet.files import read_json, write_json
+from stunet.files import atomic_write, read_json, write_json
 from stunet.images import Reader, count_orientations, is_flat, read_header
 from stunet.kinds import FINGERPRINT, read, read_dataset_json
 from stunet.nifti_header import oddities
 from stunet.nnunet import patched, write_atomically
 from stunet.orientation import REORIENTED, REORIENTS, turn
+from stunet.parts import WHOLE, Part
 from stunet.workers import map_cases
 from stunet.workspace import dataset_number, preprocessed_dataset, raw_dataset
 
 write_atomically(host)
 log = logging.getLogger("stunet")
+FILE = "dataset_fingerprint.json"
 # Our keys in the fingerprint, which nnU-Net ignores: what it was made from, and how many images have each orientation.
 SOURCE, ORIENTATIONS = "stunet_source", "stunet_orientations"
 
@@ -52,8 +57,8 @@ def extract_fingerprint(
         DataError: A case cannot be read, no case has foreground, or a 3D TIFF has no spacing.
         OutOfMemoryError: A case does not fit into memory.
     """
-    path = preprocessed_dataset(dataset) / "dataset_fingerprint.json"
-    source = _source(dataset)
+    path = preprocessed_dataset(dataset) / FILE
+    source = source_of(dataset)
     hint = f"stunet_plan_and_preprocess -d {dataset_number(dataset)} --clean"
     before = read(path, FINGERPRINT, hint) if path.is_file() and not clean else {}
     if before.get(SOURCE) == source and ORIENTATIONS in before:
@@ -61,33 +66,92 @@ def extract_fingerprint(
     kind, found = orientations(dataset)
     # Earlier versions recorded no orientations. Such a fingerprint stays valid if all images have the same.
     if before.get(SOURCE) != source or len(found) > 1:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Of our listing: without hidden files, and also of images without labels.
-        with patched(host, get_filenames_of_train_images_and_targets=nnunets_listing):
-            extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
-        extractor.show_progress_bar = False
-        labelled = all(case["label"] for case in extractor.dataset.values())
-        if not labelled:  # in its place stands the mask, which nnU-Net passes to the reader
-            for case in list_cases(raw_dataset(dataset), extractor.dataset_json):
-                extractor.dataset[case.name]["label"] = case.mask and str(case.mask)
-        if kind == tiff.READER:
-            for files in extractor.dataset.values():  # nnU-Net assumes 1 mm where the spacing is missing
-                tiff.read_spacing(Path(files["images"][0]), is_image=True)
-        reader = partial(_OfCase if labelled else _WithoutLabels, kind, target_orientation(kind, found))
-        try:
-            with patched(
-                host,
-                multiprocessing=_Pool(workers, on_case),
-                determine_reader_writer_from_dataset_json=lambda *_, **__: reader,
-            ):
-                extractor.run(overwrite_existing=True)
-        except IndexError:  # numpy's percentiles of an empty array
-            what = "has any foreground" if labelled else "has a voxel that is brighter than the image's mean"
-            hint = f"check the {'files in labelsTr' if labelled else 'images'}, or leave out --no_check"
-            raise DataError(f"no case of {dataset} {what}", hint) from None
+        _run_extractor(dataset, _Pool(workers, on_case), workers, kind, found)
         before = read_json(path)
     write_json(path, {**before, SOURCE: source, ORIENTATIONS: found})
     return path
+
+
+def is_up_to_date(dataset: str) -> bool:
+    """Return whether extract_fingerprint() would leave the fingerprint as it is."""
+    path = preprocessed_dataset(dataset) / FILE
+    before = read(path, FINGERPRINT) if path.is_file() else {}
+    return before.get(SOURCE) == source_of(dataset) and ORIENTATIONS in before
+
+
+def analyze_part(
+    dataset: str, part: Part, workers: int, on_case: Callable[[str, int], None] = lambda name, cases: None
+) -> list[tuple[Any, ...]]:
+    """Return nnU-Net's analysis of each case of a part: shape, spacing, intensities by channel, statistics, share.
+
+    Raises:
+        DataError: As for extract_fingerprint().
+        OutOfMemoryError: A case does not fit into memory.
+    """
+    pool = _Pool(workers, on_case, part)
+    with suppress(_Analyzed):
+        _run_extractor(dataset, pool, workers, *orientations(dataset))
+    return part.take([job.result for job in pool.jobs])
+
+
+def save_analyses(path: Path, analyses: Sequence[tuple[Any, ...]]) -> None:
+    """Write what analyze_part() returned, without the statistics, which nnU-Net does not use."""
+    rest = [[list(map(int, shape)), list(map(float, spacing)), float(share), len(intensities)]
+            for shape, spacing, intensities, _, share in analyses]  # fmt: skip
+    arrays = {f"{i}_{c}": values for i, each in enumerate(analyses) for c, values in enumerate(each[2])}
+    with atomic_write(path) as part, part.open("wb") as file:
+        np.savez(file, rest=np.array(json.dumps(rest)), **arrays)
+
+
+def load_analyses(path: Path) -> list[tuple[Any, ...]]:
+    """Return what save_analyses() wrote.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    try:
+        with np.load(path) as found:
+            return [
+                (tuple(shape), spacing, [found[f"{i}_{c}"] for c in range(channels)], None, share)
+                for i, (shape, spacing, share, channels) in enumerate(json.loads(str(found["rest"])))
+            ]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read {str(path)!r}: {last_line(error)}", "run its part again") from None
+
+
+def write_fingerprint(dataset: str, analyses: Sequence[tuple[Any, ...]]) -> None:
+    """Write the fingerprint from what analyze_part() returned, in the order of all cases.
+
+    Raises:
+        DataError: As for extract_fingerprint().
+    """
+    path, (kind, found) = preprocessed_dataset(dataset) / FILE, orientations(dataset)
+    _run_extractor(dataset, _Pool(1, lambda name, cases: None, known=analyses), 1, kind, found)
+    write_json(path, {**read_json(path), SOURCE: source_of(dataset), ORIENTATIONS: found})
+
+
+def _run_extractor(dataset: str, pool: "_Pool", workers: int, kind: str, found: Mapping[str, int]) -> None:
+    """Write nnU-Net's fingerprint of images that are read by `kind`, and of which so many have each orientation."""
+    preprocessed_dataset(dataset).mkdir(parents=True, exist_ok=True)
+    # Of our listing: without hidden files, and also of images without labels.
+    with patched(host, get_filenames_of_train_images_and_targets=nnunets_listing):
+        extractor = DatasetFingerprintExtractor(dataset, workers, verbose=False)
+    extractor.show_progress_bar = False
+    labelled = all(case["label"] for case in extractor.dataset.values())
+    if not labelled:  # in its place stands the mask, which nnU-Net passes to the reader
+        for case in list_cases(raw_dataset(dataset), extractor.dataset_json):
+            extractor.dataset[case.name]["label"] = case.mask and str(case.mask)
+    if kind == tiff.READER:
+        for files in extractor.dataset.values():  # nnU-Net assumes 1 mm where the spacing is missing
+            tiff.read_spacing(Path(files["images"][0]), is_image=True)
+    reader = partial(_OfCase if labelled else _WithoutLabels, kind, target_orientation(kind, found))
+    try:
+        with patched(host, multiprocessing=pool, determine_reader_writer_from_dataset_json=lambda *_, **__: reader):
+            extractor.run(overwrite_existing=True)
+    except IndexError:  # numpy's percentiles of an empty array
+        what = "has any foreground" if labelled else "has a voxel that is brighter than the image's mean"
+        hint = f"check the {'files in labelsTr' if labelled else 'images'}, or leave out --no_check"
+        raise DataError(f"no case of {dataset} {what}", hint) from None
 
 
 def nnunets_listing(folder: str, description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -163,11 +227,23 @@ class _Pool:
     """Replaces multiprocessing in nnU-Net's extractor, whose pool hangs or names no case if a process is killed.
 
     nnU-Net submits all cases before it looks at the pool's processes; at that point map_cases() runs them all.
+
+    Args:
+        workers: Number of processes.
+        on_case: Called with the name of each finished case's last file, and the number of cases.
+        part: Of which the cases are run; if there are others, _Analyzed ends the extraction then.
+        known: The results of all cases, if there are any.
     """
 
-    def __init__(self, workers: int, on_case: Callable[[str, int], None]) -> None:
-        self._workers, self._on_case = workers, on_case
-        self._jobs: list[_Job] = []
+    def __init__(
+        self,
+        workers: int,
+        on_case: Callable[[str, int], None],
+        part: Part = WHOLE,
+        known: Sequence[tuple[Any, ...]] | None = None,
+    ) -> None:
+        self._workers, self._on_case, self._part, self._known = workers, on_case, part, known
+        self.jobs: list[_Job] = []
 
     def get_context(self, method: str) -> "_Pool":
         return self
@@ -182,23 +258,34 @@ class _Pool:
         pass
 
     def starmap_async(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> "_Job":
-        self._jobs.append(_Job(arguments[0]))
-        return self._jobs[-1]
+        self.jobs.append(_Job(arguments[0]))
+        return self.jobs[-1]
 
     @property
     def _pool(self) -> list[Any]:
-        arguments = [job.arguments for job in self._jobs]
-        for outcome in map_cases(_analyze, arguments, self._workers, _name):
-            self._jobs[outcome.position].result = outcome.result  # ends at the first failure: all cases are needed
-            self._on_case(_name(outcome.case), len(arguments))
+        if self._known is not None:
+            for job, result in zip(self.jobs, self._known, strict=True):
+                job.result = result
+            return []
+        own = self._part.take(self.jobs)
+        for outcome in map_cases(_analyze, [job.arguments for job in own], self._workers, _name):
+            own[outcome.position].result = outcome.result  # ends at the first failure: all cases are needed
+            self._on_case(_name(outcome.case), len(own))
+        if not self._part.is_whole:
+            raise _Analyzed
         return []  # no processes for nnU-Net to watch
+
+
+class _Analyzed(Exception):
+    """The cases of a part are analysed, which is all that can be done."""
 
 
 class _Job:
     """The part of AsyncResult's interface through which nnU-Net gets the result of a case."""
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
-        self.arguments, self.result = arguments, None
+        self.arguments = arguments
+        self.result: Any = None
 
     def ready(self) -> bool:
         return True
@@ -227,7 +314,7 @@ def _analyze(arguments: tuple[Any, ...]) -> Any:
         ) from error
 
 
-def _source(dataset: str) -> list[list[str | int]]:
+def source_of(dataset: str) -> list[list[str | int]]:
     """Return name, size in bytes and modification time of the source files, and the reader named in dataset.json."""
     folder = raw_dataset(dataset)
     description = read_dataset_json(folder / "dataset.json")

@@ -5,6 +5,8 @@ belongs to the open file: two holders in one process exclude each other, reading
 record locks are lost when any descriptor is closed), and `flock` in a shell script respects it. What flock lacks is
 handled here: a forked child, such as a data loader, closes its copy at once, or it would hold the lock after its parent
 died.
+
+The exception is lock_across_machines(), for what parts of a run on several machines write together.
 """
 
 import codecs
@@ -122,6 +124,25 @@ def write_lock(path: Path) -> Iterator[None]:
     lock = path.with_name(f".lock-{path.name}")
     with exclusive_lock(lock, f"another process writes {str(path)!r}", "wait until it is done"):
         yield
+
+
+@contextmanager
+def lock_across_machines(lock: Path) -> Iterator[None]:
+    """Let no other process, on this machine or another, run the block; wait for them.
+
+    A record lock, which NFS clients pass on to the server, while flock(2) may be local to a machine there (mount option
+    local_lock). It ends with its process, however that ends. It does not exclude threads of one process. The file
+    stays: other machines may see for seconds that a removed one is still there, and lock that.
+
+    Without locks (ENOLCK), two runs go unnoticed: what they write has to be the same, and whole.
+    """
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(OSError):
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def is_held(lock: Path) -> bool:

@@ -18,6 +18,7 @@ from stunet.schema import (
     Check,
     Wrong,
     anything,
+    boolean,
     check,
     dict_of,
     either,
@@ -334,6 +335,8 @@ RUN_RECORD = table(
 CASE_RECORD = table(
     {"source": text, "files": dict_of(text, key=_relative_path), "facts": dict_of(anything)}, others=True
 )
+# What a part of a run leaves (parts.py).
+PART = table({"agreed": dict_of(anything), "done": boolean, "content": dict_of(anything)})
 PROVENANCE = table({}, {"state": dict_of(anything)}, others=True)  # of a dataset that was extended
 # model.json of an installed model, the checksums of first downloads, and the licences that were accepted.
 MODEL = table(

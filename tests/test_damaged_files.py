@@ -33,6 +33,7 @@ from stunet.merging.recipe import load_recipe
 from stunet.merging.scan import tidy
 from stunet.models import registry
 from stunet.models.record import read_checksums, read_record
+from stunet.parts import Part, Records
 from stunet.plans.check import check_plan, training_part
 from stunet.plans.derive import derive
 from stunet.plans.files import read_plan
@@ -188,6 +189,9 @@ def sound_files(folder: Path) -> Iterator[Sound]:
     yield Sound(at("models/checksums.json"), {"a": {"sha256": "0"}}, lambda path: read_checksums(path.parent))
     case = {"source": "0", "files": {"labelsTr/a.nii.gz": "0"}, "facts": {"left_out": True}}
     yield Sound(at("case.json"), case, lambda path: read(path, CASE_RECORD))
+    part = {"agreed": {"a": 1}, "done": True, "content": {"measured": {}}}
+    of_one = Records(folder, Part(), part["agreed"])
+    yield Sound(at("part-0-of-1.json"), part, lambda path: of_one.merge(lambda contents: None))
     yield Sound(at("summary.json"), SUMMARY, lambda path: mean_dice(kinds.read(path, kinds.SUMMARY)))
     (folder / "results").mkdir()
     (folder / "results" / "dataset.json").write_bytes(dump(DESCRIPTION, ".json"))
@@ -205,6 +209,9 @@ def sound_files(folder: Path) -> Iterator[Sound]:
     yield Sound(at("rank.json"), RANKED, lambda path: judge(read_scores(path), read_results(reached), permutations=9))
     yield Sound(reached, REACHED, lambda path: judge(read_scores(at("rank.json")), read_results(path), permutations=9))
     yield Sound(at("data/.stunet/manifest.json"), MANIFEST, lambda path: _valid_records(path.parents[1], {"a": 1}, []))
+    record = {"agreed": {"settings": {"a": 1}}, "done": True, "content": {"cases": MANIFEST["cases"]}}
+    part_of_data = at("parts/.stunet/parts/part-0-of-2.json")
+    yield Sound(part_of_data, record, lambda path: _valid_records(path.parents[2], {"a": 1}, []))
 
 
 def annotate(path: Path) -> None:

@@ -17,7 +17,7 @@ FOLDERS = {"stunet": ROOT / "stunet", **{f"stunet.{name}": ROOT / name for name 
 # nothing leads back up. Each may import those of BASE that stand above it; the others import what their line lists.
 BASE = (
     "errors", "sizes", "machine", "source_lookup", "files", "schema", "names", "kinds", "presets", "nifti_header",
-    "nifti", "orientation", "images", "workspace", "plots",
+    "nifti", "orientation", "images", "workspace", "plots", "parts",
 )  # fmt: skip
 # fmt: off
 MAY_IMPORT: dict[str, set[str]] = {
@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranking": {"architectures", "datasets", "evaluation", "inference", "labels", "models", "plans", "report",
                 "weights"},
     "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
-             "probing", "provenance", "ranking", "report", "results", "trainers", "viewer"},
+             "probing", "provenance", "ranking", "report", "results", "trainers", "viewer", "workers"},
     "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "report", "runs", "trainers"},
 }
 # fmt: on
@@ -59,7 +59,8 @@ TOP = {"cli", "stunet"}  # the commands and the Python API: they may import ever
 HEAVY = {"torch", "nnunetv2", "SimpleITK", "scipy", "sklearn"}
 LIGHT = {
     "architectures", "errors", "files", "folds", "kinds", "machine", "names", "nnunet", "provenance", "schema", "sizes",
-    "source_lookup", "workspace", "presets", "console", "preprocessing", "cli", "labels", "models", "runs", "workers",
+    "source_lookup", "workspace", "presets", "console", "preprocessing", "cli", "labels", "models", "parts", "runs",
+    "workers",
 }  # fmt: skip
 HEAVY_FILES = {
     "stunet.models.folder", "stunet.models.onnx_export", "stunet.preprocessing.case",

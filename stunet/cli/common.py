@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from stunet import __version__, console
 from stunet.errors import StunetError, UsageError, explain
+from stunet.parts import Part, part_of
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path missing or bad, 4 weights,
 5 out of memory, 75 interrupted and resumable, 130 Ctrl-C, 141 nobody reads its output (as with | head)"""
@@ -40,6 +41,9 @@ HABITS = {
     "--val": "validate validation val_only validate_only only_val only_validate eval",
     "--overwrite": "force overwrite_existing restart_training new start_over no_resume",
     "--clean": "force overwrite overwrite_existing redo",
+    "-num_parts": "parts n_parts num_shards shards num_chunks chunks array_size",
+    "-part_id": "part part_index shard shard_id chunk task_index rank",
+    "--merge": "merge_parts combine gather collect",
     "--continue_prediction": "continue resume skip_existing no_overwrite",
     "--pretrained": "weights init pretrained_model from_pretrained load init_weights pre_trained checkpoint ckpt",
     "--model": "weights model_folder model_dir checkpoint_dir m name",
@@ -159,6 +163,24 @@ def add_log_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log", nargs="+", action="extend", default=[], metavar="WHERE", help=f"follow the run there, too: {where}"
     )
+
+
+def add_part_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags with which several runs share the cases of a command."""
+    add = parser.add_argument
+    add("-num_parts", type=int, metavar="N", help="share the cases between N runs (default: a Slurm array's, or 1)")
+    add("-part_id", type=int, metavar="I", help="which of them this is, from 0 (default: that of the array's task)")
+    add("--merge", action="store_true", help="do no case: write what the last of the parts would write")
+
+
+def parts(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a request that add_part_flags() gives; say which part of a Slurm array this is."""
+    if args.merge:
+        return {"num_parts": Part(0, args.num_parts or 1).count, "merge": True}
+    part = part_of(args.num_parts, args.part_id)
+    if not part.is_whole and args.part_id is None:
+        console.note(f"{part}, by the Slurm array; -num_parts 1 takes all cases")
+    return {"num_parts": part.count, "part_id": part.number}
 
 
 def fold(text: str) -> int | str:

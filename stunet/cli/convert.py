@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from stunet import console, workspace
 from stunet.cli import live
-from stunet.cli.common import new_parser, run
+from stunet.cli.common import add_part_flags, new_parser, parts, run
 from stunet.errors import UsageError
+from stunet.parts import Part, unfinished
 
 if TYPE_CHECKING:
     from stunet.datasets.conversion import Conversion
@@ -71,8 +72,9 @@ def _format(
     parser.add_argument(
         "-o", dest="raw", type=Path, metavar="FOLDER", help="where DatasetXXX_Name goes (default: nnUNet_raw)"
     )
+    parser.add_argument("-np", type=int, metavar="N", help="processes (default: one per core, at most 8)")
     if named:
-        parser.add_argument("-np", type=int, metavar="N", help="processes (default: one per core, at most 8)")
+        add_part_flags(parser)
         parser.add_argument(
             "--variable",
             metavar="NAME",
@@ -244,7 +246,7 @@ def _convert_msd(args: argparse.Namespace) -> None:
 
     raw = _raw(args)
     with live.Progress("convert", len(msd_images(args.source))) as progress:
-        target = convert_msd(args.source, raw, args.dataset_id, args.name, progress.step)
+        target = convert_msd(args.source, raw, args.dataset_id, args.name, progress.step, _workers(args))
     _next(target)
 
 
@@ -321,16 +323,17 @@ def _channels(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _run(conversion: "Conversion", args: argparse.Namespace) -> None:
-    workers: int | None = args.np
-    conversion = replace(conversion, remove_missing=args.remove_missing)
-    if workers is not None and workers < 1:
-        raise UsageError(f"-np {workers} must be 1 or more", "-np 1")
-    pending = conversion.pending()
-    finished = len(conversion.sources) - len(pending)
-    if finished:
-        console.note(f"{finished} of {len(conversion.sources)} cases are there already")
-    with live.Progress("convert", len(pending)) as progress:
-        warnings = conversion.run(pending, workers or min(8, os.cpu_count() or 1), progress.step)
+    asked = parts(args)
+    part = Part(asked.get("part_id", 0), asked["num_parts"])
+    conversion = replace(conversion, remove_missing=args.remove_missing, part=part)
+    workers = _workers(args)
+    if args.merge:
+        warnings = conversion.merge(part.count)
+    else:
+        warnings, missing = _convert_pending(conversion, workers)
+        if missing:
+            console.note(unfinished(part, missing))
+            return
     for warning in warnings:
         console.warn(warning)
     if not conversion.labelled:
@@ -341,6 +344,24 @@ def _run(conversion: "Conversion", args: argparse.Namespace) -> None:
         if doubt:
             console.warn(doubt)
     _next(conversion.target)
+
+
+def _workers(args: argparse.Namespace) -> int:
+    workers: int | None = args.np
+    if workers is not None and workers < 1:
+        raise UsageError(f"-np {workers} must be 1 or more", "-np 1")
+    return workers or min(8, os.cpu_count() or 1)
+
+
+def _convert_pending(conversion: "Conversion", workers: int) -> tuple[list[str], str]:
+    """Convert what is not there yet; return warnings, and the parts that are missing, in words."""
+    pending, own = conversion.pending(), conversion.part.take(conversion.sources)
+    if finished := len(own) - len(pending):
+        console.note(f"{finished} of {len(own)} cases are there already")
+    with live.Progress("convert", len(pending)) as progress:
+        if conversion.part.is_whole:
+            return conversion.run(pending, workers, progress.step), ""
+        return conversion.run_part(pending, workers, progress.step)
 
 
 def _raw(args: argparse.Namespace) -> Path:

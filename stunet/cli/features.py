@@ -54,6 +54,7 @@ def _command(args: argparse.Namespace) -> int:
         threads=args.threads,
         overwrite=args.overwrite,
         accept_licence=args.accept_licence,
+        **common.parts(args),
     )
     errors = features(request, Shown(not args.disable_progress_bar)).errors
     # Cases fail one by one; if all failed for the same reason, the exit code says so.
@@ -94,6 +95,7 @@ def _new_parser() -> argparse.ArgumentParser:
     add("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="as in stunet_predict")
     add("--threads", type=common.positive, metavar="N", help="threads on the CPU (default: one per physical core)")
+    common.add_part_flags(parser)
     add("--overwrite", action="store_true", help="compute all cases again")
     add("--disable_progress_bar", action="store_true", help="show no progress")
     common.add_licence_flag(parser)

@@ -55,8 +55,7 @@ def _command(args: argparse.Namespace) -> int:
         save_probabilities=args.save_probabilities,
         continue_prediction=args.continue_prediction,
         prev_stage_predictions=args.prev_stage_predictions,
-        num_parts=args.num_parts,
-        part_id=args.part_id,
+        **common.parts(args),
         device=args.device,
         not_on_device=args.not_on_device,
         max_memory=args.max_memory,
@@ -65,6 +64,8 @@ def _command(args: argparse.Namespace) -> int:
         statistics=args.statistics,
         preview=args.preview,
         report=args.report,
+        index=args.index,
+        shard=args.shard,
         npp=args.npp,
         nps=args.nps,
         verbose=args.verbose,
@@ -93,7 +94,13 @@ def _new_parser() -> argparse.ArgumentParser:
     """Return the command's parser, with nnUNetv2_predict's options and ours."""
     parser = common.new_parser("stunet_predict", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("-i", required=True, type=Path, metavar="IN", help="folder with CASE_0000.nii.gz ..., an image or DICOM folder")
+    add(
+        "-i",
+        required=True,
+        type=Path,
+        metavar="IN",
+        help="folder with CASE_0000.nii.gz ..., an image or DICOM folder; a list: .txt, an image per line, or .csv",
+    )
     add("-o", required=True, type=Path, metavar="OUT", help="folder of the results; for one input also a file")
     add("--series", metavar="UID", help="which series of a DICOM folder: its UID, number or description")
     add("-d", metavar="DATASET", help="dataset that the model was trained on: number or name")
@@ -123,8 +130,7 @@ def _new_parser() -> argparse.ArgumentParser:
         "segmentations of a cascade's previous stage (default: predicted first, into OUT/prev_stage_CONFIGURATION)"
     )
     add("-prev_stage_predictions", type=Path, metavar="DIR", help=previous)
-    add("-num_parts", type=int, default=1, metavar="N", help="share the cases between N runs (default: 1)")
-    add("-part_id", type=int, default=0, metavar="N", help="which of them this is, from 0")
+    common.add_part_flags(parser)
     add("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     add("--not_on_device", action="store_true", help="keep logits in the machine's memory instead of the GPU's")
     add("-npp", type=int, metavar="N", help="accepted as in nnU-Net, without effect: one thread preprocesses")
@@ -150,6 +156,13 @@ def _new_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="times, memory, versions, hashes: JSON, or a page for readers if it ends with .html",
     )
+    add(
+        "--index",
+        action="store_true",
+        help="index.csv: status, seconds, volumes, hash per case; failed.csv; goes on without opening results (a list "
+        "has it always)",
+    )
+    add("--shard", type=int, default=0, metavar="N", help="results in folders by N digits of the name's hash, e.g. 2")
     add("--disable_progress_bar", action="store_true", help="show no progress")
     common.add_licence_flag(parser)
     add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")

@@ -10,6 +10,7 @@ from stunet import console, workspace
 from stunet.cli import common, live
 from stunet.errors import DataError, UsageError
 from stunet.models import store
+from stunet.parts import Part, unfinished
 from stunet.runs.devices import choose_device
 
 EXAMPLES = """examples:
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--disable_tta", action="store_true", help="no mirroring: up to 8 times faster, less accurate")
     add("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="of the network (default: auto)")
+    common.add_part_flags(parser)
     common.add_licence_flag(parser)
     add("--dry_run", action="store_true", help="say what would be completed, and write nothing")
     return common.run(parser, _command, argv)
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(args: argparse.Namespace) -> None:
     _check(args)
+    asked = common.parts(args)
     folder = workspace.raw_dataset(workspace.dataset_name(args.d))
     target = workspace.folder("nnUNet_raw", for_writing=True) / args.name
     model = Path(args.teacher)
@@ -58,7 +61,7 @@ def _command(args: argparse.Namespace) -> None:
         model = store.find_model(args.teacher, accept_licence=args.accept_licence)
 
     from stunet.inference.predictor import Options, Predictor
-    from stunet.merging.completing import complete
+    from stunet.merging.completing import complete, complete_part, merge_parts
     from stunet.merging.provenance import is_there
     from stunet.merging.pseudo import plan_completion
 
@@ -79,9 +82,16 @@ def _command(args: argparse.Namespace) -> None:
     console.table(["class", "teacher's", "confidence", "cases"], rows, f"{folder.name} -> {args.name}")
     if is_there(target, todo.state(record)):
         console.note("it is there already, made from the same dataset by the same teacher")
+    elif args.merge:
+        merge_parts(todo, target, record, asked["num_parts"])
     elif not args.dry_run:
-        with live.Progress("complete", len(todo.cases)) as progress:
-            complete(todo, target, teacher, record, progress.step)
+        part = Part(asked["part_id"], asked["num_parts"])
+        with live.Progress("complete", len(part.take(todo.cases))) as progress:
+            if part.is_whole:
+                complete(todo, target, teacher, record, progress.step)
+            elif missing := complete_part(todo, target, teacher, record, part, progress.step):
+                console.note(unfinished(part, missing))
+                return
     if not args.dry_run:
         console.result(str(target))
         console.note(f"next: stunet_plan_and_preprocess -d {workspace.dataset_number(args.name)}")

@@ -50,6 +50,7 @@ class Shown(Listener):
         return live.TrainingProgress()
 
     def planned(self, result: "PlanningResult") -> None:
+        assert result.plan is not None
         console.result(f"{result.dataset}: {result.plan.name}")
         console.table(*_planned_table(result.plan))
 

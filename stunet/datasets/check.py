@@ -5,11 +5,11 @@ with the reader that nnU-Net will use. datasets/__init__.py reads dataset.json a
 """
 
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
@@ -24,13 +24,11 @@ from stunet.images import Reader
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import FILE, load_annotations
 from stunet.nifti import check_nifti
+from stunet.parts import WHOLE, Part
 from stunet.workers import map_all
 
 # What nnU-Net's readers raise for an unreadable file: errors of ITK, zlib, nibabel, tifffile, and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
-
-
-Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
@@ -52,53 +50,60 @@ class ReadCase:
     voxels: dict[float, int]
 
 
+def see_nothing(case: ReadCase) -> None:
+    """See nothing more than the check does."""
+
+
 def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None] | None = None) -> list[str]:
-    """Read and check every training case of a raw dataset once; see check_and_see()."""
-    warnings, _ = check_and_see(folder, _nothing, workers, on_case)
-    return warnings
-
-
-def check_and_see(
-    folder: Path,
-    see: Callable[[ReadCase], Seen],
-    workers: int = 1,
-    on_case: Callable[[str], None] | None = None,
-) -> tuple[list[str], list[Seen]]:
     """Read and check every training case of a raw dataset once.
 
     Args:
         folder: nnUNet_raw/DatasetXXX_Name.
-        see: Called with each case in the process that has read it; must be picklable, as must what it returns.
         workers: Number of reading processes.
         on_case: Called with a case's name once it has been read.
 
     Returns:
-        Warnings about problems that would harm training, and what `see` returned, in the order of the cases.
+        Warnings about problems that would harm training.
 
     Raises:
         DataError: Something is wrong; the error names the first three problems and counts the others.
         OutOfMemoryError: A case does not fit into memory.
     """
+    return judge_cases(folder, examine(folder, workers, on_case))
+
+
+def examine(
+    folder: Path,
+    workers: int = 1,
+    on_case: Callable[[str], None] | None = None,
+    part: Part = WHOLE,
+    see: Callable[[ReadCase], Any] = see_nothing,
+) -> "dict[str, CheckedCase]":
+    """Read and check the training cases of a part, as check_dataset() does; return what they hold, by name.
+
+    `see` is called with each case in the process that has read it; it must be picklable, as must what it returns.
+    """
     cases, rules = read_dataset(folder)
-    examine = partial(_examine, see=see)
-    checked = map_all(examine, _with_rules(folder, cases, rules), workers, lambda item: item[0].name, on_case)
-    contents = [case.content for case in checked]
-    units = {case.name: found.units for case, found in zip(cases, checked, strict=True)}
+    own = part.take(_with_rules(folder, cases, rules))
+    checked = map_all(partial(_examine, see=see), own, workers, lambda item: item[0].name, on_case)
+    return {case.name: found for (case, _), found in zip(own, checked, strict=True)}
+
+
+def judge_cases(folder: Path, checked: "Mapping[str, CheckedCase]") -> list[str]:
+    """Return what check_dataset() warns of, from what examine() found in all cases."""
+    cases, rules = read_dataset(folder)
+    units = {case.name: checked[case.name].units for case in cases}
     description = read_dataset_json(folder / "dataset.json")
-    warnings = [
+    names = [case.name for case in cases]
+    return [
         *left_out(folder, description, cases),
-        *judge([case.name for case in cases], contents, description),
+        *judge(names, [checked[name].content for name in names], description),
         *(
             warning
             for channel in range(len(rules.channels))
             for warning in unlike_others({name: values[channel] for name, values in units.items() if channel in values})
         ),
     ]
-    return warnings, [case.seen for case in checked]
-
-
-def _nothing(case: ReadCase) -> None:
-    """See nothing more than the check does."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,18 @@ class CheckedCase(NamedTuple):
     content: Content
     units: dict[int, Values]
     seen: Any
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON, in which keys are text; without what was seen."""
+        content = self.content
+        counts = {"voxels": [*content.voxels.items()], "cut": [*content.cut.items()], "constant": content.constant}
+        return {**counts, "units": [[channel, *astuple(values)] for channel, values in self.units.items()]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "CheckedCase":
+        """Return what to_json() described."""
+        content = Content(dict(found["voxels"]), dict(found["cut"]), tuple(found["constant"]))
+        return cls(content, {channel: Values(*values) for channel, *values in found["units"]}, None)
 
 
 def _examine(checked: tuple[RawCase, Rules], see: Callable[[ReadCase], Any]) -> CheckedCase:

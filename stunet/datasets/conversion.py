@@ -14,18 +14,21 @@ labels unlabelled.py, nnssl.py). Images stay where they are: dataset.json refers
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from stunet.datasets import FILE_ENDING, write_dataset_json
-from stunet.datasets.growing import OWN_FOLDER, GrowingFolder, signature
+from stunet.datasets.growing import OWN_FOLDER, GrowingFolder, sharing, signature
 from stunet.datasets.listing import named, visible
 from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, first_few
-from stunet.files import atomic_write, write_json, write_lock
+from stunet.files import atomic_write, sha256_of_json, write_json, write_lock
 from stunet.names import check_name
+from stunet.parts import WHOLE, Part, Records, to_merge
 from stunet.workers import AGAIN, Outcome, map_cases, raise_failed
 
 LEFT_OUT = "left_out.json"
@@ -103,6 +106,7 @@ class Conversion:
         skip_bad: Leave out cases whose files are bad, instead of ending with an error.
         skipped: Cases that were taken out by name, and are removed.
         remove_missing: Remove what was written for cases whose sources are gone or bad now, instead of refusing.
+        part: Of which the cases are converted; the last part completes the dataset.
     """
 
     target: Path
@@ -118,6 +122,7 @@ class Conversion:
     skip_bad: bool = False
     skipped: frozenset[str] = frozenset()
     remove_missing: bool = False
+    part: Part = WHOLE
 
     def __post_init__(self) -> None:
         """Raise DataError, before anything is converted, if a case has a name that no dataset can have."""
@@ -125,14 +130,16 @@ class Conversion:
             check_name(source.name, "case", repr(str(source.images[0])))
 
     def pending(self) -> list[SourceCase]:
-        """Return the cases that are not converted yet, or whose files have changed since.
+        """Return the cases (of the part) that are not converted yet, or whose files have changed since.
 
         Raises:
             DataError: The target was made with other options or of other cases, or is not a conversion; or it holds
                 files of cases that are not found now.
         """
-        self._check_options()
-        return [source for source in self.sources if not self._folder.is_done(source.name, source.signature)]
+        with nullcontext() if self.part.is_whole else self._records().locked():  # which makes the folder
+            self._check_options()
+        own = self.part.take(self.sources)
+        return [source for source in own if not self._folder.is_done(source.name, source.signature)]
 
     def run(
         self, pending: Sequence[SourceCase], workers: int, on_case: Callable[[str], None] | None = None
@@ -150,11 +157,59 @@ class Conversion:
             OutOfMemoryError: A case does not fit into memory.
         """
         with write_lock(self.target):
-            self._check_options()  # again: another run may have finished in the meantime
-            self._folder.begin(self.step.options())
-            if pending:  # until it is complete again, nothing may take the folder for a dataset
-                (self.target / "dataset.json").unlink(missing_ok=True)
+            self._begin(pending)
+            shutil.rmtree(self._records().folder, ignore_errors=True)  # of an earlier run in parts
             return self._complete(self._convert_all(pending, workers, on_case))
+
+    def run_part(
+        self, pending: Sequence[SourceCase], workers: int, on_case: Callable[[str], None] | None = None
+    ) -> tuple[list[str], str]:
+        """As run(), for the pending cases of a part; the last one completes the dataset.
+
+        Returns:
+            Warnings, and which parts are missing, in words; empty if none is.
+        """
+        warnings: list[str] = []
+        records = self._records()
+        with sharing(self.target, f"part-{self.part.number}"):
+            with records.locked():
+                records.save({})
+                self._begin(pending)
+            bad = self._convert_all(pending, workers, on_case)
+            missing = records.finish({"bad": bad}, lambda contents: warnings.extend(self._merge(contents)))
+        return warnings, missing
+
+    def merge(self, count: int) -> list[str]:
+        """Complete the dataset from what `count` parts have converted, 1: as many as left records; return warnings.
+
+        Raises:
+            DataError: Parts are missing, or source files have changed since.
+        """
+        warnings: list[str] = []
+        part = to_merge(self._records().folder, count)
+        with sharing(self.target, "merge"):
+            self._records(part).merge(lambda contents: warnings.extend(self._merge(contents)))
+        return warnings
+
+    def _records(self, part: Part | None = None) -> Records:
+        """Return the records of the parts, beside the folder: in it, they would make it look like somebody else's."""
+        agreed = {"options": self.step.options(), "cases": sha256_of_json([source.name for source in self.sources])}
+        return Records(self.target.with_name(f".parts-{self.target.name}"), part or self.part, agreed)
+
+    def _begin(self, pending: Sequence[SourceCase]) -> None:
+        self._check_options()  # again: another run may have finished in the meantime
+        self._folder.begin(self.step.options(), alone=self.part.is_whole)
+        if pending:  # until it is complete again, nothing may take the folder for a dataset
+            (self.target / "dataset.json").unlink(missing_ok=True)
+
+    def _merge(self, contents: Sequence[Any]) -> list[str]:
+        bad = dict(sorted((name, why) for content in contents for name, why in content["bad"].items()))
+        for source in self.sources:
+            if source.name not in bad and self._folder.record(source.name)["source"] != source.signature:
+                what = f"the files of case {source.name!r} have changed since its part converted it"
+                raise DataError(what, f"run the parts again: {AGAIN}")
+        self._folder.begin(self.step.options())  # removes what killed parts have left unfinished
+        return self._complete(bad)
 
     def _convert_all(
         self, pending: Sequence[SourceCase], workers: int, on_case: Callable[[str], None] | None

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from stunet.errors import DataError, first_few
-from stunet.files import json_differences, remove_staging, sha256_of, staging_folder, write_json, write_lock
+from stunet.files import (
+    exclusive_lock,
+    json_differences,
+    remove_staging,
+    sha256_of,
+    shared_lock,
+    staging_folder,
+    write_json,
+    write_lock,
+)
 from stunet.kinds import CASE_RECORD, read
 from stunet.schema import anything, dict_of
 
@@ -54,10 +63,16 @@ class GrowingFolder:
             return []
         return json_differences(read(self._options, dict_of(anything)), options)
 
-    def begin(self, options: Any) -> None:
-        """Record the options unless finished cases have theirs; remove files that a killed run left unfinished."""
+    def begin(self, options: Any, alone: bool = True) -> None:
+        """Record the options unless finished cases have theirs.
+
+        Args:
+            options: Those requested now.
+            alone: Whether nobody else writes cases: then files that a killed run left unfinished are removed.
+        """
         self._cases.mkdir(parents=True, exist_ok=True)
-        for folder in (self._options.parent, self._cases, self.path, *(self.path / name for name in DATA_FOLDERS)):
+        folders = (self._options.parent, self._cases, self.path, *(self.path / name for name in DATA_FOLDERS))
+        for folder in folders if alone else ():
             remove_staging(folder)
         if not self.recorded():
             write_json(self._options, options)
@@ -137,24 +152,53 @@ def hidden_until_complete(target: Path, options: Any) -> Iterator[GrowingFolder]
     Raises:
         DataError: It was begun from something else or by an earlier version, or another run is working on it.
     """
-    folder = GrowingFolder(staging_folder(target))
     with write_lock(target):
-        if target.exists():
-            raise DataError(f"{str(target)!r} was made by another run in the meantime", "nothing is left to do")
-        begun = folder.path.is_dir() and any(folder.path.iterdir())
-        if begun and not folder.is_own:
-            text = f"{str(folder.path)!r} was begun by an earlier version"
-            raise DataError(text, f"start from scratch: rm -r {folder.path}")
-        # From the beginning, not from the first finished case: all that is there at the end is the dataset, also a file
-        # that was written with other options by a run that was killed before it recorded the case.
-        if changed := folder.changes(options, since_begun=True):
-            text = f"{target.name} was begun and interrupted, and since then changed {first_few(changed)}"
-            raise DataError(text, f"undo that to go on with it, or start from scratch: rm -r {folder.path}")
-        folder.begin(options)
+        folder = begin_hidden(target, options)
         yield folder
-        # The records go last: a run that is killed before the rename needs them to resume.
-        folder.path.rename(target)
-        shutil.rmtree(target / OWN_FOLDER)
+        appear(folder, target)
+
+
+def begin_hidden(target: Path, options: Any, alone: bool = True) -> GrowingFolder:
+    """Begin a folder with a hidden name, or go on with it; whoever does that holds a lock.
+
+    Args:
+        target: Its final name.
+        options: What it is made from, as JSON.
+        alone: As for GrowingFolder.begin().
+
+    Raises:
+        DataError: It is complete, or was begun from something else or by an earlier version.
+    """
+    folder = GrowingFolder(staging_folder(target))
+    if target.exists():
+        raise DataError(f"{str(target)!r} was made by another run in the meantime", "nothing is left to do")
+    begun = folder.path.is_dir() and any(folder.path.iterdir())
+    if begun and not folder.is_own:
+        text = f"{str(folder.path)!r} was begun by an earlier version"
+        raise DataError(text, f"start from scratch: rm -r {folder.path}")
+    # From the beginning, not from the first finished case: all that is there at the end is the dataset, also a file
+    # that was written with other options by a run that was killed before it recorded the case.
+    if changed := folder.changes(options, since_begun=True):
+        text = f"{target.name} was begun and interrupted, and since then changed {first_few(changed)}"
+        raise DataError(text, f"undo that to go on with it, or start from scratch: rm -r {folder.path}")
+    folder.begin(options, alone)
+    return folder
+
+
+def appear(folder: GrowingFolder, target: Path) -> None:
+    """Give a complete folder its final name."""
+    # The records go last: a run that is killed before the rename needs them to resume.
+    folder.path.rename(target)
+    shutil.rmtree(target / OWN_FOLDER)
+
+
+@contextmanager
+def sharing(target: Path, name: str) -> Iterator[None]:
+    """Share a folder with other parts of a run, of which each has its name, but with nobody who writes all of it."""
+    what, hint = f"another process writes {str(target)!r}", "wait until it is done"
+    lock = target.with_name(f".lock-{target.name}")
+    with shared_lock(lock, what, hint), exclusive_lock(lock.with_name(f"{lock.name}-{name}"), what, hint):
+        yield
 
 
 def signature(files: Iterable[Path], *more: Any) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stunet.files import atomic_folder, read_json
 from stunet.images import read_header, read_sitk, write_sitk
 from stunet.kinds import TASK
 from stunet.schema import check
+from stunet.workers import map_all
 
 
 def convert_msd(
@@ -27,6 +29,7 @@ def convert_msd(
     dataset_id: int | None = None,
     name: str | None = None,
     on_case: Callable[[str], None] | None = None,
+    workers: int = 1,
 ) -> Path:
     """Write raw/DatasetXXX_Name from a task folder and return it.
 
@@ -39,6 +42,7 @@ def convert_msd(
         dataset_id: 1 to 999; by default the task's number.
         name: By default the task's name.
         on_case: Called with a file's name once it is done.
+        workers: Number of processes, for images of four axes, which are written anew channel by channel.
 
     Raises:
         DataError: The task is incomplete or does not match its dataset.json, or the number is taken.
@@ -49,12 +53,10 @@ def convert_msd(
     channels = {int(index): str(channel) for index, channel in task["modality"].items()}
     files = msd_images(source)
     with atomic_folder(target) as part:
-        for image in files:
-            _place_image(image, part / image.parent.name, len(channels))
-            if image.parent.name == "imagesTr":
-                _place_label(source / "labelsTr" / image.name, part / "labelsTr")
-            if on_case:
-                on_case(image.name)
+        for folder in {image.parent.name for image in files}:
+            (part / folder).mkdir()
+        place = partial(_place, part=part, channels=len(channels))
+        map_all(place, files, workers if len(channels) > 1 else 1, lambda image: image.name, on_case)
         cases = sum(image.parent.name == "imagesTr" for image in files)
         about = {key: str(task[key]) for key in ("description", "reference", "licence", "release") if task.get(key)}
         write_dataset_json(part, target.name[11:], channels, _labels_by_name(task, source), cases, **about)
@@ -129,6 +131,13 @@ def _labels_by_name(task: dict[str, Any], source: Path) -> dict[str, int]:
     return labels
 
 
+def _place(image: Path, part: Path, channels: int) -> None:
+    """Put an image and its label, if it has one, into the dataset."""
+    _place_image(image, part / image.parent.name, channels)
+    if image.parent.name == "imagesTr":
+        _place_label(image.parents[1] / "labelsTr" / image.name, part / "labelsTr")
+
+
 def _place_image(image: Path, folder: Path, channels: int) -> None:
     """Put the channels of an image into `folder` as CASE_0000.nii.gz, CASE_0001.nii.gz, ..."""
     try:
@@ -144,7 +153,6 @@ def _place_image(image: Path, folder: Path, channels: int) -> None:
         if len(size) == 3:
             _link(image, targets[0])
             return
-        folder.mkdir(exist_ok=True)
         volume = read_sitk(image)
     except RuntimeError as error:  # SimpleITK raises this for anything
         if is_out_of_memory(error):

@@ -25,6 +25,7 @@ from stunet.names import csv_cells
 from stunet.workers import Outcome, map_cases, raise_failed
 
 log = logging.getLogger("stunet")
+Measured = dict[str, dict[str, float]]  # of a case: METRICS by nnU-Net's key of the class
 
 
 @dataclass(frozen=True)
@@ -182,29 +183,48 @@ def evaluate(
         WorkerCrashed: The process of a case crashed twice, with `leave_out` as well.
         OutOfMemoryError: A case does not fit into memory.
     """
+    measured, failed = measure(cases, labels, tolerance_mm, processes, advance)
+    if leave_out is None or not measured:
+        raise_failed(failed)
+    else:
+        # Only bad files may be left out: crashes and a lack of memory say nothing about a case.
+        raise_failed(outcome for outcome in failed if not outcome.bad_files)
+        for outcome in failed:
+            if outcome.error:
+                leave_out(outcome.case, outcome.error)
+    return summarise([case for case in cases if case.name in measured], measured, labels, tolerance_mm)
+
+
+def measure(
+    cases: Sequence[CasePair],
+    labels: Labels,
+    tolerance_mm: float = 1.0,
+    processes: int = 1,
+    advance: Callable[[str], None] = lambda name: None,
+) -> tuple[dict[str, Measured], list[Outcome[CasePair, Measured]]]:
+    """Compare cases, as evaluate() does; return the METRICS of every class by case, and the cases that failed."""
     compare = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm)
-    outcomes: list[Outcome[CasePair, dict[str, dict[str, float]]]] = []
+    outcomes: list[Outcome[CasePair, Measured]] = []
     for outcome in map_cases(compare, cases, processes, lambda case: case.name):
         outcomes.append(outcome)
         advance(outcome.case.name)
     # Cases come in the order in which processes finish them.
     outcomes.sort(key=lambda outcome: outcome.position)
-    able = [outcome for outcome in outcomes if not outcome.error]
-    if leave_out is None or not able:
-        raise_failed(outcomes)
-    else:
-        # Only bad files may be left out: crashes and a lack of memory say nothing about a case.
-        raise_failed(outcome for outcome in outcomes if not outcome.bad_files)
-        for outcome in outcomes:
-            if outcome.error:
-                leave_out(outcome.case, outcome.error)
+    measured = {outcome.case.name: outcome.result for outcome in outcomes if not outcome.error}
+    return measured, [outcome for outcome in outcomes if outcome.error]
+
+
+def summarise(
+    cases: Sequence[CasePair], measured: Mapping[str, Measured], labels: Labels, tolerance_mm: float = 1.0
+) -> dict[str, Any]:
+    """Return the summary of cases that measure() has compared."""
     entries: list[dict[str, Any]] = [
         {
-            "metrics": outcome.result,
-            "prediction_file": str(outcome.case.prediction),
-            "reference_file": str(outcome.case.reference),
+            "metrics": measured[case.name],
+            "prediction_file": str(case.prediction),
+            "reference_file": str(case.reference),
         }
-        for outcome in able
+        for case in cases
     ]
     means = {key: _mean_over_cases([entry["metrics"][key] for entry in entries]) for key in labels.classes}
     return {
@@ -216,7 +236,7 @@ def evaluate(
     }
 
 
-def evaluate_case(case: CasePair, labels: Labels, tolerance_mm: float) -> dict[str, dict[str, float]]:
+def evaluate_case(case: CasePair, labels: Labels, tolerance_mm: float) -> Measured:
     """Return the METRICS of every class of one case.
 
     Raises:

@@ -31,6 +31,7 @@ class InputCase:
         previous: The previous stage's result, for a cascade.
         error: What is wrong with its files, if that was found before any of them was read.
         series: Which series of a DICOM folder, as named by datasets.dicom.
+        subfolder: Of the folder of the results, in which its own are; empty: there.
     """
 
     name: str
@@ -38,6 +39,11 @@ class InputCase:
     previous: Path | None = None
     error: DataError | None = None
     series: str | None = None
+    subfolder: str = ""
+
+    def place(self, folder: Path) -> Path:
+        """Return where its results are, if all results are in a folder or below."""
+        return folder / self.subfolder if self.subfolder else folder
 
     @property
     def is_dicom(self) -> bool:
@@ -59,7 +65,7 @@ class InputCase:
             tiff.spacing_file(path, is_image=True) for path in self.files if path.suffix.lower() in tiff.ENDINGS
         ]
         paths = [path for path in (*self.files, *spacings, self.previous) if path]
-        return [file for path in paths for file in (path, *sorted(path.glob("*")))]
+        return [file for path in paths for file in (path, *(sorted(path.iterdir()) if path.is_dir() else ()))]
 
 
 def find_cases(source: Path, model: ModelFolder, series: str | None = None) -> list[InputCase]:
@@ -93,7 +99,7 @@ def find_cases(source: Path, model: ModelFolder, series: str | None = None) -> l
     cases = _group([image for image in found.images if image not in masks], model)
     # Without images, the source itself is searched: it may be a series, or hold folders of them at any depth.
     for folder in found.series if cases else (source,):
-        cases += _series_cases(folder, model, series, {case.name for case in cases})
+        cases += series_cases(folder, model, series, {case.name for case in cases})
     if found.slices and found.images:
         what = f"{len(found.slices)} DICOM files lie beside images in {str(source)!r}: {named(found.slices)}"
         error = DataError(what, "put them into a folder of their own")
@@ -128,7 +134,7 @@ def _sorted_cases(cases: list[InputCase]) -> list[InputCase]:
     return sorted(cases, key=lambda case: case.name)
 
 
-def _series_cases(source: Path, model: ModelFolder, series: str | None, taken: set[str]) -> list[InputCase]:
+def series_cases(source: Path, model: ModelFolder, series: str | None, taken: set[str]) -> list[InputCase]:
     """Return the DICOM series in a folder and below as cases; a name that another case has makes one an error."""
     from stunet.datasets import dicom
 

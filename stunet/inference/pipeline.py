@@ -31,7 +31,7 @@ from stunet.orientation import file_properties
 from stunet.results.itksnap import write_itksnap_labels
 from stunet.results.run_report import CaseReport
 from stunet.results.segmentation import Segmentation, class_names
-from stunet.results.statistics import Measurement, measure
+from stunet.results.statistics import Measurement, measure, volumes
 
 FAILURES = (*products.FAILURES, OSError)  # of a single case, whatever a library raises about it
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # end the run: every further case would fail too
@@ -49,6 +49,7 @@ class Outcome:
         report: Time by stage, memory, and files.
         error: Why the segmentation is missing, or something else that was asked for.
         statistics: By class, if requested.
+        volumes: In mm3 by class, if requested.
     """
 
     case: InputCase
@@ -56,6 +57,7 @@ class Outcome:
     report: CaseReport
     error: StunetError | None = None
     statistics: dict[str, Measurement] = field(default_factory=dict)
+    volumes: dict[str, float | None] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -94,12 +96,13 @@ class Pipeline:
         Raises:
             OSError: The disk is full, or the folder is not writable; finished cases are kept.
         """
-        outcomes = [self._new(case) for case in cases]
+        following: Outcome | None = None  # made when its reading begins: of 100,000 cases, few are in memory
         unwritten: deque[Future[Outcome]] = deque()
         ahead: dict[int, Future[NetworkInput]] = {}
         # Threads, not workers.map_cases(): volumes and labels of gigabytes pass between them, and all use one network.
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            for number, outcome in enumerate(outcomes):
+            for number, case in enumerate(cases):
+                outcome, following = following or self._new(case), None
                 prepared = segmentation = None
                 try:
                     plan = self._plan(cases, number)
@@ -108,7 +111,8 @@ class Pipeline:
                         yield from _written(unwritten, keep=0)
                     prepared = (ahead.pop(number, None) or reader.submit(self._prepare, outcome)).result()
                     if plan.ahead and number + 1 < len(cases):
-                        ahead[number + 1] = reader.submit(self._prepare, outcomes[number + 1])
+                        following = self._new(cases[number + 1])
+                        ahead[number + 1] = reader.submit(self._prepare, following)
                     segmentation = self._segment(outcome, prepared, plan.half)
                     unwritten.append(writer.submit(self._write, outcome, segmentation, prepared.properties))
                 except FAILURES as error:
@@ -139,7 +143,8 @@ class Pipeline:
         """Remove temporary files of killed runs; only those of `cases` if other runs share the folder."""
         endings = products.endings_of_parts(self.predictor.model)
         names = None if cases is None else {end for case in cases for end in staging_endings(case.name, endings)}
-        remove_staging(self.folder, names)
+        for folder in {case.place(self.folder) for case in cases or ()} | {self.folder}:
+            remove_staging(folder, names)
 
     @property
     def ending(self) -> str:
@@ -147,7 +152,7 @@ class Pipeline:
         return self.products.endings(self.predictor.model)[-1]
 
     def _new(self, case: InputCase) -> Outcome:
-        return Outcome(case, self.folder / f"{case.name}{self.ending}", CaseReport(case.name))
+        return Outcome(case, case.place(self.folder) / f"{case.name}{self.ending}", CaseReport(case.name))
 
     def _plan(self, cases: Sequence[InputCase], number: int) -> memory.Schedule:
         """Return how the case is scheduled together with its neighbours."""
@@ -201,6 +206,8 @@ class Pipeline:
                 try:
                     if wanted.statistics or wanted.preview:  # read again: keeping it would cost two copies per image
                         image = self.predictor.read(case).on_file_grid
+                    if wanted.volumes:
+                        outcome.volumes = volumes(segmentation)
                     if wanted.statistics and image is not None:
                         outcome.statistics = measure(segmentation, image, model.channels)
                 except FAILURES as error:

@@ -45,12 +45,14 @@ class Products:
         probabilities: Also write the probabilities of all classes, as nnU-Net does.
         preview: Also write a picture.
         statistics: Measure volumes and intensities; written once per run, not per case.
+        volumes: Measure volumes for an index.
     """
 
     format: str = DEFAULT
     probabilities: bool = False
     preview: bool = False
     statistics: bool = False
+    volumes: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -68,7 +70,7 @@ class Products:
 
     def is_done(self, case: InputCase, folder: Path, model: ModelFolder) -> bool:
         """Return whether all files of a case exist, and the segmentation is whole."""
-        paths = [folder / f"{case.name}{ending}" for ending in self.endings(model)]
+        paths = [case.place(folder) / f"{case.name}{ending}" for ending in self.endings(model)]
         try:
             check_nifti(paths[-1])
         except DataError:
@@ -92,8 +94,8 @@ class Products:
         """
         masks = {f"{to_file_name(name)}{MASK}" for name in classes}
         endings = {*self.endings(model), *(() if shared else (*PROBABILITIES, PREVIEW))}
-        names = [f"{case.name}{ending}" for case in cases for ending in endings]
-        paths = [folder / name for name in names if len(os.fsencode(name)) <= NAME_MAX]  # longer ones cannot exist
+        paths = [case.place(folder) / f"{case.name}{ending}" for case in cases for ending in endings]
+        paths = [path for path in paths if len(os.fsencode(path.name)) <= NAME_MAX]  # longer ones cannot exist
         # All are checked before any is removed.
         for path in paths:
             if other := next((p for p in path.glob("*") if p.name not in masks), None):
@@ -150,7 +152,7 @@ def write(
         properties: nnU-Net's, of the case's files, as orientation.file_properties() returns them.
         image_DHW: The first channel, for a preview.
         case: The case whose files name the results.
-        folder: Folder of the results.
+        folder: Folder of the results, in or below which those of the case are.
         products: What is written.
         model: The model that the results are of.
         writer: images.Reader of the model's files, which does not reorient.
@@ -164,7 +166,8 @@ def write(
     """
     from stunet.inference.failures import reason  # loads torch, which usage errors should not have to wait for
 
-    endings = products.endings(model)
+    endings, folder = products.endings(model), case.place(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     errors: list[StunetError] = []
     with atomic_case(folder, case.name, endings) as part:
         if products.probabilities:
@@ -223,6 +226,8 @@ def endings_of_parts(model: ModelFolder) -> list[str]:
 
 def probabilities_part(case: InputCase, folder: Path) -> Path:
     """Return where the probabilities of a case are kept until write() compresses them."""
+    folder = case.place(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{staging_of_case(case.name)}{PLAIN}"
 
 

@@ -11,10 +11,12 @@ from typing import Any
 from stunet.errors import DataError
 from stunet.files import read_json, write_json
 from stunet.inference.cases import InputCase
+from stunet.kinds import PART, read
 from stunet.plans.plan import Plan
 
 SETTINGS = "predict_from_raw_data_args.json"  # nnU-Net's name
 CASES = ".stunet"  # folder with a record per case
+PARTS = f"{CASES}/parts"  # with those of the parts of a run, if it had any (parts.py)
 
 
 def write_run_record(
@@ -78,12 +80,21 @@ def check_run_record(folder: Path, made_by: Mapping[str, Any], kept: bool) -> No
     Raises:
         DataError: They were made by something else, or there is no record of what made them.
     """
-    path, hint = folder / SETTINGS, f"another folder with -o, or remove what is in {str(folder)!r}"
-    content = read_json(path) if path.is_file() else None
-    before = content.get("stunet") if isinstance(content, dict) else None
-    if isinstance(before, dict):
+    hint = f"another folder with -o, or remove what is in {str(folder)!r}"
+    recorded = _recorded(folder)
+    for before in recorded:
         changed = sorted(key for key in {*before, *made_by} if before.get(key) != made_by.get(key))
         if changed:
             raise DataError(f"the results in {str(folder)!r} were made with other {', '.join(changed)}", hint)
-    elif kept:
+    if kept and not recorded:
         raise DataError(f"nothing in {str(folder)!r} says which model made the results there", hint)
+
+
+def _recorded(folder: Path) -> list[Mapping[str, Any]]:
+    """Return what made the results in a folder, as recorded by a run, and by parts that may not be finished."""
+    path = folder / SETTINGS
+    content = read_json(path) if path.is_file() else None
+    found = [content.get("stunet")] if isinstance(content, dict) else []
+    for path in sorted((folder / PARTS).glob("part-*.json")):
+        found.append(read(path, PART)["agreed"].get("made_by"))
+    return [each for each in found if isinstance(each, dict)]

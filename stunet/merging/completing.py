@@ -6,6 +6,7 @@ a separate dataset: images by reference, new labels, annotations.json with the c
 with the teacher, the thresholds, and the voxels that each case got. pseudo.py determines what is missing.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,14 @@ import numpy as np
 
 from stunet import __version__, kinds
 from stunet.datasets import FILE_ENDING, RawCase, write_dataset_json
-from stunet.datasets.growing import GrowingFolder, hidden_until_complete, signature
+from stunet.datasets.growing import (
+    GrowingFolder,
+    appear,
+    begin_hidden,
+    hidden_until_complete,
+    sharing,
+    signature,
+)
 from stunet.errors import DataError, OutOfMemoryError
 from stunet.files import atomic_write, write_json
 from stunet.inference.cases import InputCase
@@ -32,6 +40,7 @@ from stunet.merging.splits import FILE as SPLITS
 from stunet.nifti import check_nifti
 from stunet.nifti_header import file_has_orientation, header_has_orientation
 from stunet.orientation import NO_TURN, Turn, file_properties, orientation_of, turn
+from stunet.parts import Part, Records, to_merge
 from stunet.workers import map_all
 
 
@@ -59,17 +68,84 @@ def complete(
     now = plan.state(record)
     with hidden_until_complete(target, now) as folder:
         (folder.path / "labelsTr").mkdir(exist_ok=True)
-        pending = []
-        for case in plan.cases:
-            if folder.is_done(case.name, _signature(case)):
-                on_case(case.name)
-            else:
-                pending.append(case)
-        # In this process, whatever the number of cores: the teacher is on the GPU and uses all of it.
-        work = partial(_complete_case, plan=plan, folder=folder, teacher=teacher)
-        map_all(work, pending, 1, lambda case: case.name, on_case)
+        _complete_cases(plan.cases, plan, folder, teacher, on_case)
         _finish(plan, folder, target.name[11:], now)
     return target
+
+
+def complete_part(
+    plan: Completion,
+    target: Path,
+    teacher: Predictor,
+    record: Mapping[str, Any],
+    part: Part,
+    on_case: Callable[[str], None] = lambda name: None,
+) -> str:
+    """Complete the cases of a part, as complete(); the last part writes the dataset.
+
+    Returns:
+        Which parts are missing, in words; empty if none is.
+
+    Raises:
+        DataError, OutOfMemoryError: As for complete().
+    """
+    now = plan.state(record)
+    records = Records(_place_of_records(target), part, now)
+    with sharing(target, f"part-{part.number}"):
+        with records.locked():
+            folder = begin_hidden(target, now, alone=False)
+            (folder.path / "labelsTr").mkdir(exist_ok=True)
+            records.save({})
+        _complete_cases(part.take(plan.cases), plan, folder, teacher, on_case)
+        missing = records.finish({}, lambda contents: _merge(plan, target, now))
+    if not missing:
+        shutil.rmtree(records.folder, ignore_errors=True)
+    return missing
+
+
+def merge_parts(plan: Completion, target: Path, record: Mapping[str, Any], count: int) -> None:
+    """Write the dataset whose cases `count` parts have completed, 1: as many as left records.
+
+    Raises:
+        DataError: Parts are missing, or a case has changed since.
+    """
+    now, place = plan.state(record), _place_of_records(target)
+    records = Records(place, to_merge(place, count), now)
+    with sharing(target, "merge"):
+        records.merge(lambda contents: _merge(plan, target, now))
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _place_of_records(target: Path) -> Path:
+    return target.with_name(f".parts-{target.name}")
+
+
+def _merge(plan: Completion, target: Path, now: Mapping[str, Any]) -> None:
+    folder = begin_hidden(target, now)
+    if changed := [case.name for case in plan.cases if not folder.is_done(case.name, _signature(case))]:
+        what = f"{len(changed)} cases are not as their parts have completed them (e.g. {changed[0]!r})"
+        raise DataError(what, "run the parts again")
+    _finish(plan, folder, target.name[11:], now)
+    appear(folder, target)
+
+
+def _complete_cases(
+    cases: Sequence[RawCase],
+    plan: Completion,
+    folder: GrowingFolder,
+    teacher: Predictor,
+    on_case: Callable[[str], None],
+) -> None:
+    """Complete those of these cases that are not done."""
+    pending = []
+    for case in cases:
+        if folder.is_done(case.name, _signature(case)):
+            on_case(case.name)
+        else:
+            pending.append(case)
+    # In this process, whatever the number of cores: the teacher is on the GPU and uses all of it.
+    work = partial(_complete_case, plan=plan, folder=folder, teacher=teacher)
+    map_all(work, pending, 1, lambda case: case.name, on_case)
 
 
 def combine(

@@ -8,7 +8,8 @@ whatever is missing or out of date. A data folder holds
                                          of a case without labels
     .stunet/manifest.json                the settings, and per case the raw files, their SHA-256 and the written files
     .stunet/part/CASE/                   what is being written
-    .stunet/lock                         held during a run
+    .stunet/lock                         held during a run; parts of a run share it, and each holds .stunet/lock-part-I
+    .stunet/parts/                       what parts have recorded (parts.py); the last one writes the manifest
 
 Imports neither torch nor nnunetv2. Read next: worker.py, which does one case, and checks.py, which
 compares all that with what a training needs.
@@ -20,21 +21,31 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stunet.datasets import RawCase, list_cases, tiff
+from stunet.datasets import RawCase, list_cases
 from stunet.errors import DataError, UsageError, first_few
-from stunet.files import atomic_write, cached_sha256_of, exclusive_lock, json_differences, read_json, write_json
-from stunet.kinds import MANIFEST, normalize_labels, read, read_dataset_json
-from stunet.labels.annotations import FILE as ANNOTATIONS
+from stunet.files import (
+    cached_sha256_of,
+    exclusive_lock,
+    json_differences,
+    sha256_of_json,
+    shared_lock,
+    write_json,
+)
+from stunet.kinds import MANIFEST, PART, normalize_labels, read, read_dataset_json
 from stunet.orientation import REORIENTS
+from stunet.parts import WHOLE, Part, Records, to_merge
 from stunet.plans.known_input import BY_THE_IMAGE
 from stunet.plans.plan import Plan
+from stunet.preprocessing.labels import copy_labels
 from stunet.preprocessing.worker import OWN_FOLDER, Done, Job, names_case, run
+from stunet.schema import check
 from stunet.workspace import planning, preprocessed_dataset, raw_dataset
 
 PLAN_SETTINGS = (
@@ -53,6 +64,7 @@ CONFIGURATION_SETTINGS = (  # without the patch: it only affects how files are c
     "resampling_fn_seg_kwargs",
     "preprocessor_name",
 )
+PARTS = f"{OWN_FOLDER}/parts"
 SAME, TOUCHED, CHANGED, UNKNOWN = "same", "touched", "changed", "unknown"  # raw files, compared with their record
 log = logging.getLogger("stunet")
 # A manifest is written whole, with a record per case: not after each of thousands.
@@ -86,10 +98,19 @@ class DataFolder:
     settings: dict[str, Any]
     records: dict[str, dict[str, Any]]
     stale: str
+    shared: Records
 
     def save(self) -> None:
-        """Write the manifest."""
-        write_json(self.path / OWN_FOLDER / "manifest.json", {"settings": self.settings, "cases": self.records})
+        """Write the manifest; of a part, its record."""
+        if self.shared.part.is_whole:
+            self.write_manifest(self.records)
+        else:
+            self.shared.save({"cases": self.records})
+
+    def write_manifest(self, records: Mapping[str, Any]) -> None:
+        """Write the manifest with these cases, by name."""
+        cases = {name: records[name] for name in sorted(records)}
+        write_json(self.path / OWN_FOLDER / "manifest.json", {"settings": self.settings, "cases": cases})
 
 
 def preprocess(
@@ -99,7 +120,8 @@ def preprocess(
     workers: int,
     on_case: Callable[[str], None] | None = None,
     verbose: bool = False,
-) -> None:
+    part: Part = WHOLE,
+) -> str:
     """Preprocess every training case into the data folders of the configurations; up-to-date cases are left alone.
 
     Also copies dataset.json and the labels (gt_segmentations) next to the data folders, as nnU-Net does for validation,
@@ -112,6 +134,10 @@ def preprocess(
         workers: Number of processes; each holds one case in memory and computes on one thread.
         on_case: Called with the case's name whenever one is finished; `pending_cases` tells how many there will be.
         verbose: Workers report what happens to each case.
+        part: Of which the cases are done; the last part writes the manifests.
+
+    Returns:
+        Which parts are missing, in words; empty if none is.
 
     Raises:
         DataError: A configuration is unknown, a raw file is missing or damaged, a case fails, a worker was killed, the
@@ -121,43 +147,78 @@ def preprocess(
     if workers < 1:
         raise UsageError(f"the number of workers must be at least 1, not {workers}", "-np 1")
     description, cases = raw_cases(dataset)
+    own, names, what = part.take(cases), {case.name for case in cases}, (dataset, plan, configurations, description)
     # Twice: which folders to lock, and, once nobody else changes them, what is left to do there.
-    with _locked([folder.path for folder in _data_folders(dataset, plan, configurations, description, cases)]):
-        folders = _data_folders(dataset, plan, configurations, description, cases)
+    with _locked([folder.path for folder in _data_folders(*what, cases, part)], part):
+        folders = _data_folders(*what, cases, part)
         for folder in folders:
-            _clear(folder)
+            _clear(folder, own, names)
             folder.save()
+            if part.is_whole:
+                shutil.rmtree(folder.shared.folder, ignore_errors=True)  # the manifest has what they recorded
         # All configurations share these files, and a planning in another process writes some of them: wait for it.
         with planning(dataset, wait=lambda what: None):
-            _copy_labels(dataset, description["file_ending"], cases)
-        jobs = [Job(f.configuration, f.path, c.name, c.images, c.label, c.mask) for f, c in _pending(folders, cases)]
+            copy_labels(dataset, description["file_ending"], cases, own)
+        jobs = [Job(f.configuration, f.path, c.name, c.images, c.label, c.mask) for f, c in _pending(folders, own)]
         try:
             with closing(run(jobs, plan, description, workers, verbose)) as finished:
-                _record(finished, folders, cases, on_case or (lambda name: None))
+                _record(finished, folders, own, on_case or (lambda name: None))
         finally:
             for folder in folders:
-                shutil.rmtree(folder.path / OWN_FOLDER / "part", ignore_errors=True)
+                _remove_unfinished(folder, own)
                 folder.save()
+        return "" if part.is_whole else _finish(folders, names)
 
 
-def pending_cases(dataset: str, plan: Plan, configurations: Sequence[str]) -> list[tuple[str, str]]:
+def merge_parts(dataset: str, plan: Plan, configurations: Sequence[str], count: int) -> None:
+    """Write the manifests of data folders that `count` parts have filled; 1: as many as have left records.
+
+    Raises:
+        DataError: Parts are missing; the error names them.
+    """
+    description, cases = raw_cases(dataset)
+    names = {case.name for case in cases}
+    for name in configurations:
+        folder = preprocessed_dataset(dataset) / plan.configuration(name).data_identifier / PARTS
+        part = to_merge(folder, count)
+        for each in _data_folders(dataset, plan, [name], description, cases, part):
+            each.shared.merge(partial(_merge, each, names))
+
+
+def _finish(folders: Sequence[DataFolder], names: set[str]) -> str:
+    """Hand over what a part has done, and merge what all have; return which parts are missing, in words."""
+    missing = [folder.shared.finish({"cases": folder.records}, partial(_merge, folder, names)) for folder in folders]
+    return next(filter(None, missing), "")
+
+
+def _merge(folder: DataFolder, names: set[str], contents: list[Any]) -> None:
+    """Write the manifest from what all parts have done, and remove files of cases that the dataset does not have."""
+    folder.write_manifest({name: record for content in contents for name, record in content["cases"].items()})
+    with suppress(OSError):  # now that nobody else makes folders there
+        (folder.path / OWN_FOLDER / "part").rmdir()
+    for entry in sorted(os.scandir(folder.path), key=lambda entry: names_case(entry.name), reverse=True):
+        if entry.is_file() and not _cases_of(entry.name) & names:
+            os.unlink(entry)
+
+
+def pending_cases(dataset: str, plan: Plan, configurations: Sequence[str], part: Part = WHOLE) -> list[tuple[str, str]]:
     """Return what `preprocess` would do: (configuration, case), in order. Changes nothing.
 
     Raises:
         DataError: A configuration is unknown or a raw file is missing.
     """
     description, cases = raw_cases(dataset)
-    folders = _data_folders(dataset, plan, configurations, description, cases)
-    return [(folder.configuration, case.name) for folder, case in _pending(folders, cases)]
+    folders = _data_folders(dataset, plan, configurations, description, cases, part)
+    return [(folder.configuration, case.name) for folder, case in _pending(folders, part.take(cases))]
 
 
-def stale_cases(dataset: str, plan: Plan, configurations: Sequence[str]) -> list[str]:
+def stale_cases(dataset: str, plan: Plan, configurations: Sequence[str], part: Part = WHOLE) -> list[str]:
     """Return why `preprocess` would redo existing cases, a sentence for each configuration where it would.
 
     Raises:
         DataError: As for pending_cases().
     """
-    folders = _data_folders(dataset, plan, configurations, *raw_cases(dataset))
+    folders = _data_folders(dataset, plan, configurations, *raw_cases(dataset), part)
     return [f"{folder.configuration}: {folder.stale}" for folder in folders if folder.stale]
 
 
@@ -201,15 +262,17 @@ def _stamp(case: RawCase, entry: Mapping[str, Any] | None) -> StampedCase:
 
 
 def _data_folders(
-    dataset: str, plan: Plan, configurations: Sequence[str], description: dict, cases: Sequence[StampedCase]
+    dataset: str, plan: Plan, configurations: Sequence[str], description: dict, cases: Sequence[StampedCase], part: Part
 ) -> list[DataFolder]:
-    """Return the data folders of the configurations, each once."""
+    """Return the data folders of the configurations, each once, with the records of the cases of a part."""
     found: dict[Path, DataFolder] = {}
     for name in configurations:
         path = preprocessed_dataset(dataset) / plan.configuration(name).data_identifier
         if path not in found:
             settings = settings_of(plan, name, description["labels"])
-            found[path] = DataFolder(name, path, settings, *_valid_records(path, settings, cases))
+            agreed = {"settings": settings, "dataset": sha256_of_json([case.name for case in cases])}
+            shared = Records(path / PARTS, part, agreed)
+            found[path] = DataFolder(name, path, settings, *_valid_records(path, settings, part.take(cases)), shared)
     return list(found.values())
 
 
@@ -318,9 +381,11 @@ def _valid_records(folder: Path, settings: dict, cases: Sequence[StampedCase]) -
 
     Also return why other existing cases are not valid.
     """
-    manifest = read_manifest(folder)
+    manifest = _with_parts(folder, settings)
     if manifest is None:
-        there = folder.is_dir() and any(names_case(entry.name) for entry in os.scandir(folder))
+        wanted = {case.name for case in cases}
+        files = [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
+        there = any(names_case(name) and _cases_of(name) & wanted for name in files)
         return {}, "all cases again: nothing says what those that are there were made from" if there else ""
     if manifest.settings != settings:
         changed = first_few(json_differences(manifest.settings, settings))
@@ -339,63 +404,67 @@ def _valid_records(folder: Path, settings: dict, cases: Sequence[StampedCase]) -
     return valid, f"{len(again)} cases again{some}, whose raw or preprocessed files have changed" if again else ""
 
 
+def _with_parts(folder: Path, settings: Mapping[str, Any]) -> Manifest | None:
+    """Return the manifest of a data folder with what parts have recorded that have not been merged yet."""
+    manifest = read_manifest(folder)
+    for path in sorted((folder / PARTS).glob("part-*.json")):
+        try:
+            record = read(path, PART)
+            cases = {"settings": dict(settings), "cases": record["content"].get("cases", {})}
+            check(cases, MANIFEST, path, "run its part again")
+        except DataError as error:
+            log.warning("warning: %s; it is taken for none", error.message)
+            continue
+        if record["agreed"].get("settings") == settings:
+            known = manifest.cases if manifest and manifest.settings == settings else {}
+            manifest = Manifest(dict(settings), {**known, **cases["cases"]})
+    return manifest
+
+
 def _pending(folders: Sequence[DataFolder], cases: Sequence[StampedCase]) -> list[tuple[DataFolder, StampedCase]]:
     return [(folder, case) for folder in folders for case in cases if case.name not in folder.records]
 
 
 @contextmanager
-def _locked(folders: Sequence[Path]) -> Iterator[None]:
+def _locked(folders: Sequence[Path], part: Part) -> Iterator[None]:
     """Make the folders and hold their locks; the system releases a lock when the process ends, however it ends."""
     with ExitStack() as stack:
         for folder in folders:
-            what = f"another run is preprocessing into {str(folder)!r}"
-            stack.enter_context(exclusive_lock(folder / OWN_FOLDER / "lock", what, "wait until it is done"))
+            what, hint = f"another run is preprocessing into {str(folder)!r}", "wait until it is done"
+            lock = folder / OWN_FOLDER / "lock"
+            if not part.is_whole:  # they share the folder, and none is done twice at a time
+                stack.enter_context(shared_lock(lock, what, hint))
+                lock = lock.with_name(f"lock-part-{part.number}")
+            stack.enter_context(exclusive_lock(lock, what, hint))
         yield
 
 
-def _clear(folder: DataFolder) -> None:
-    """Remove all files except those of valid cases, and what a killed run left behind."""
-    shutil.rmtree(folder.path / OWN_FOLDER / "part", ignore_errors=True)
+def _clear(folder: DataFolder, own: Sequence[StampedCase], names: set[str]) -> None:
+    """Remove all files except those of valid cases, and what a killed run left behind; nothing of other parts."""
+    _remove_unfinished(folder, own)
     keep = {name for record in folder.records.values() for name in record["files"]}
+    others = names - {case.name for case in own}
     stale = [entry.name for entry in os.scandir(folder.path) if entry.is_file() and entry.name not in keep]
+    stale = [name for name in stale if not _cases_of(name) & others]
     # First the file by which nnU-Net finds a case.
     for name in sorted(stale, key=names_case, reverse=True):
         (folder.path / name).unlink()
 
 
-def _copy_labels(dataset: str, ending: str, cases: Sequence[StampedCase]) -> None:
-    """Bring dataset.json and gt_segmentations up to date; labels of removed cases are removed."""
-    folder = preprocessed_dataset(dataset)
-    labels = {f"{case.name}{ending}": case.label for case in cases if case.label}
-    if labels:
-        (folder / "gt_segmentations").mkdir(exist_ok=True)
-    for path in (folder / "gt_segmentations").glob(f"*{ending}"):
-        if path.name not in labels:  # also what a killed run was copying
-            path.unlink(missing_ok=True)
-    for name, label in labels.items():
-        _copy(label, folder / "gt_segmentations" / name)
-        if ending in tiff.ENDINGS and (spacing := tiff.spacing_file(label, is_image=False)).is_file():
-            _copy(spacing, tiff.spacing_file(folder / "gt_segmentations" / name, is_image=False))
-    raw = raw_dataset(dataset)
-    description = read_dataset_json(raw / "dataset.json")
-    if json.dumps(description) == json.dumps(read_json(raw / "dataset.json")):
-        _copy(raw / "dataset.json", folder / "dataset.json")
-    else:  # nnU-Net's training accepts fewer forms of labels
-        write_json(folder / "dataset.json", description)
-    if (raw / ANNOTATIONS).is_file():
-        _copy(raw / ANNOTATIONS, folder / ANNOTATIONS)
-    else:
-        (folder / ANNOTATIONS).unlink(missing_ok=True)
+def _remove_unfinished(folder: DataFolder, own: Sequence[StampedCase]) -> None:
+    """Remove what is being written of the cases of a part, after all of its workers have ended."""
+    unfinished = folder.path / OWN_FOLDER / "part"
+    if folder.shared.part.is_whole:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        return
+    for case in own:
+        shutil.rmtree(unfinished / case.name, ignore_errors=True)
 
 
-def _copy(source: Path, target: Path) -> None:
-    def state(path: Path) -> tuple[int, int]:
-        return path.stat().st_size, path.stat().st_mtime_ns
-
-    # copy2() keeps the time, so that an unchanged file is not copied again.
-    if not target.exists() or state(source) != state(target):
-        with atomic_write(target) as part:
-            shutil.copy2(source, part)
+def _cases_of(file: str) -> set[str]:
+    """Return the cases that a file in a data folder may be of: CASE_seg.b2nd is of CASE, or the image of CASE_seg."""
+    name = file.rpartition(".")[0]
+    return {name, name.removesuffix("_seg")}
 
 
 def _record(

@@ -90,6 +90,15 @@ def measure(segmentation: Segmentation, image_CDHW: np.ndarray, channels: Sequen
     return rows
 
 
+def volumes(segmentation: Segmentation) -> dict[str, float | None]:
+    """Return the volume of every class in mm3, as measure() does without an image; None for 2D images."""
+    labels, voxel = segmentation.labels_DHW, segmentation.voxel_mm3
+    top = max((value for name in segmentation.names for value in segmentation.values(name)), default=0)
+    counts, _, _ = _count(labels, np.empty((0, *labels.shape), np.float32), (), top + 1)
+    voxels = {name: int(counts[list(segmentation.values(name))].sum()) for name in segmentation.names}
+    return {name: None if voxel is None else number * voxel for name, number in voxels.items()}
+
+
 def add_statistics(folder: Path, cases: Mapping[str, Mapping[str, Measurement]], stale: Container[str]) -> None:
     """Add cases to the statistics in a folder, to which other processes may add at the same time.
 
@@ -138,11 +147,16 @@ def read_statistics(path: Path) -> dict[str, dict[str, Measurement]]:
     """
     try:
         content = read_json(path)
-        return {case: {name: _measurement(row) for name, row in rows.items()} for case, rows in content.items()}
+        return {case: measurements(rows) for case, rows in content.items()}
     except (DataError, TypeError, AttributeError, KeyError) as error:
         raise DataError(
             f"no statistics in {str(path)!r}: {error}", "remove the file; all cases are measured again"
         ) from None
+
+
+def measurements(rows: Mapping[str, Any]) -> dict[str, Measurement]:
+    """Return the measurements of a case from JSON, by class."""
+    return {name: _measurement(row) for name, row in rows.items()}
 
 
 def _measurement(row: dict[str, Any]) -> Measurement:

@@ -55,6 +55,9 @@ def plan(
     no_pp: bool = False,
     dry_run: bool = False,
     report: bool = True,
+    num_parts: int = 1,
+    part_id: int = 0,
+    merge: bool = False,
     listener: Listener | None = None,
 ) -> PlanningResult:
     """Plan a raw dataset and preprocess it, as stunet_plan_and_preprocess does.
@@ -222,6 +225,7 @@ def predict(
     prev_stage_predictions: str | Path | None = None,
     num_parts: int = 1,
     part_id: int = 0,
+    merge: bool = False,
     device: str | None = None,
     not_on_device: bool = False,
     max_memory: float | None = None,
@@ -230,6 +234,8 @@ def predict(
     statistics: bool = False,
     preview: bool = False,
     report: str | Path | None = None,
+    index: bool = False,
+    shard: int = 0,
     npp: int | None = None,
     nps: int | None = None,
     verbose: bool = False,
@@ -278,6 +284,9 @@ def evaluate(
     labels: str | None = None,
     csv: str | Path | None = None,
     report: str | Path | None = None,
+    num_parts: int = 1,
+    part_id: int = 0,
+    merge: bool = False,
     listener: Listener | None = None,
 ) -> EvaluationResult:
     """Compare predictions with references, as stunet_evaluate does, and write the summary.
@@ -333,6 +342,9 @@ def features(
     threads: int | None = None,
     overwrite: bool = False,
     accept_licence: bool = False,
+    num_parts: int = 1,
+    part_id: int = 0,
+    merge: bool = False,
     listener: Listener | None = None,
 ) -> FeaturesResult:
     """Compute features of images with any encoder, as stunet_features does. For one image see stunet.Model.

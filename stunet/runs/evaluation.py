@@ -2,19 +2,22 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import files, workspace
-from stunet.errors import DataError, UsageError
+from stunet.errors import DataError, UsageError, first_few
+from stunet.files import sha256_of_json
 from stunet.kinds import DATASET, read
+from stunet.parts import Part, Records, to_merge, unfinished
 from stunet.runs.listener import Listener
+from stunet.workers import raise_failed
 
 if TYPE_CHECKING:
-    from stunet.evaluation.folders import Labels
+    from stunet.evaluation.folders import CasePair, Labels
 
 MAX_PROCESSES = 8  # default; each process holds two volumes
 
@@ -35,6 +38,9 @@ class EvaluationRequest:
         labels: Label system of the references, by name or as a .toml file; None: labels are those of the dataset.json.
         csv: Also write one row per case and class here.
         report: Also write a page for readers here, which ends with .html.
+        num_parts: Number of runs that share the cases (parts.py); the last to finish writes the files.
+        part_id: Which of them this is, from 0.
+        merge: Compare nothing; write the files from what the parts have measured.
     """
 
     gt_folder: Path | None
@@ -48,6 +54,9 @@ class EvaluationRequest:
     labels: str | None = None
     csv: Path | None = None
     report: Path | None = None
+    num_parts: int = 1
+    part_id: int = 0
+    merge: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +64,8 @@ class EvaluationResult:
     """What was measured.
 
     Attributes:
-        metrics: Content of the summary: like nnU-Net's summary.json, with further metrics and class names.
+        metrics: Content of the summary: like nnU-Net's summary.json, with further metrics and class names; empty of a
+            part that was not the last.
         output: The summary's file; None if none was written.
         left_out: Why cases were left out, by name; "" for files without a partner.
     """
@@ -91,27 +101,108 @@ def evaluate(request: EvaluationRequest, listener: Listener | None = None) -> Ev
     if unpaired:
         names = named(map(Path, unpaired))
         listener.warn(f"{len(unpaired)} files without a partner or content are left out: {names}")
+    run = _Run(request, output, reference, cases, labels, tuple(unpaired), listener)
+    if request.num_parts > 1 or request.merge:
+        return _evaluate_part(run)
     bad: dict[str, str] = {}
     leave_out = (lambda case, error: bad.update({case.name: error.message})) if request.chill else None
-    processes = min(MAX_PROCESSES, os.cpu_count() or 1) if request.np is None else request.np
     with listener.progress("evaluate", len(cases)) as progress:
-        metrics = evaluation.evaluate(cases, labels, request.tolerance, processes, progress.step, leave_out)
+        metrics = evaluation.evaluate(cases, labels, request.tolerance, run.processes, progress.step, leave_out)
+    return _write(run, metrics, bad)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """An evaluation: what is asked for, what was found, and who is told."""
+
+    request: EvaluationRequest
+    output: Path | None
+    reference: Path
+    cases: "Sequence[CasePair]"
+    labels: "Labels"
+    unpaired: Sequence[str]
+    listener: Listener
+
+    @property
+    def processes(self) -> int:
+        return min(MAX_PROCESSES, os.cpu_count() or 1) if self.request.np is None else self.request.np
+
+
+def _evaluate_part(run: _Run) -> EvaluationResult:
+    """Compare the cases of a part; write the files of all if it is the last, or if they are to be merged."""
+    from stunet.evaluation import folders as evaluation
+
+    request, listener, written = run.request, run.listener, list[EvaluationResult]()
+    if run.output is None:
+        raise UsageError("a single file cannot be shared between parts", "folders, or no -num_parts")
+    folder = run.output.with_name(f".parts-{run.output.stem}")
+    part = to_merge(folder, request.num_parts) if request.merge else Part(request.part_id, request.num_parts)
+    names = [[case.name, str(case.reference), str(case.prediction)] for case in run.cases]
+    agreed = {
+        "cases": sha256_of_json(names),
+        "labels": run.labels.names,
+        "label_system": request.labels,
+        "tolerance": request.tolerance,
+        "chill": request.chill,
+    }
+    records = Records(folder, part, agreed)
+
+    def merge(contents: list[Any]) -> None:
+        for number, content in enumerate(contents):
+            own, stamps = part.of(number, run.cases), content["stamps"]
+            if changed := [case.name for case in own if stamps.get(case.name) != _stamps(case)]:
+                what = f"files of {len(changed)} cases have changed since part {number} measured them"
+                hint = f"the same command with -num_parts {part.count} -part_id {number}"
+                raise DataError(f"{what} (e.g. {changed[0]!r})", hint)
+        measured = {name: values for content in contents for name, values in content["measured"].items()}
+        bad = {name: message for content in contents for name, message in content["left_out"].items()}
+        if not measured:
+            raise DataError(f"no case is left: {first_few(list(bad.values()))}", "other files")
+        able = [case for case in run.cases if case.name in measured]
+        metrics = evaluation.summarise(able, measured, run.labels, request.tolerance)
+        written.append(_write(run, metrics, {case.name: bad[case.name] for case in run.cases if case.name in bad}))
+
+    if request.merge:
+        records.merge(merge)
+        return written[0]
+    own = part.take(run.cases)
+    stamps = {case.name: _stamps(case) for case in own}  # before they are read
+    with listener.progress("evaluate", len(own)) as progress:
+        measured, failed = evaluation.measure(own, run.labels, request.tolerance, run.processes, progress.step)
+    raise_failed(outcome for outcome in failed if not (request.chill and outcome.bad_files))
+    bad = {outcome.case.name: outcome.error.message for outcome in failed if outcome.error}
+    missing = records.finish({"measured": measured, "left_out": bad, "stamps": stamps}, merge)
+    if missing:
+        listener.note(unfinished(part, missing))
+    return written[0] if written else EvaluationResult(metrics={}, output=None, left_out=bad)
+
+
+def _stamps(case: "CasePair") -> list[list[int]]:
+    """Return size in bytes and time of change in ns of both files."""
+    return [[stat.st_size, stat.st_mtime_ns] for stat in (case.reference.stat(), case.prediction.stat())]
+
+
+def _write(run: _Run, metrics: dict[str, Any], bad: Mapping[str, str]) -> EvaluationResult:
+    """Tell of the summary, and write it and what else is asked for."""
+    from stunet.evaluation import folders as evaluation
+
+    request, listener, output = run.request, run.listener, run.output
     for name, message in bad.items():
         listener.warn(f"case {name!r} is left out: {message}")
     if request.labels:
         metrics["label_system"] = request.labels
-    left_out = dict.fromkeys(map(str, unpaired), "") | bad
+    left_out = dict.fromkeys(run.unpaired, "") | dict(bad)
     result = EvaluationResult(metrics=metrics, output=output, left_out=left_out)
     listener.evaluated(result)
     if output:
         files.write_json(_with_folder(output), metrics)
         listener.note(f"wrote {output}")
     if request.csv:
-        cases = [case for case in cases if case.name not in bad]
+        cases = [case for case in run.cases if case.name not in bad]
         evaluation.write_csv(metrics, cases, _with_folder(request.csv))
         listener.note(f"wrote {request.csv}")
     if request.report:
-        _write_report(request, reference, metrics, left_out, _with_folder(request.report))
+        _write_report(request, run.reference, metrics, left_out, _with_folder(request.report))
         listener.note(f"wrote {request.report}")
     return result
 

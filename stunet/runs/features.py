@@ -4,14 +4,16 @@ inference/features/ computes them, probing/ judges them. A case that is done, an
 that fails does not stop the others.
 """
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import workspace
 from stunet.errors import DataError, StunetError, UsageError, closest
-from stunet.files import exclusive_lock, json_differences, read_json, remove_staging
+from stunet.files import exclusive_lock, json_differences, read_json, remove_staging, sha256_of_json, shared_lock
+from stunet.parts import Part, Records, to_merge, unfinished
 from stunet.probing.tables import (
     CasePoints,
     Target,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from stunet.inference.features.stored import StoredFeatures
 
 TABLE, PROBES = "features.csv", "probe.csv"
+PARTS = ".parts"  # folder with what parts of a run have recorded
 OF_FILES = ("image", "labels", "points")  # of what features were made from; the rest is model and options
 
 
@@ -68,6 +71,9 @@ class FeaturesRequest:
         threads: Threads on the CPU; None: one per physical core.
         overwrite: Compute all cases again, and replace what another model or other options have made.
         accept_licence: Accept the licence of weights that have to be downloaded and may not be used commercially.
+        num_parts: Number of runs that share the cases (parts.py); the last to finish writes the table and the probes.
+        part_id: Which of them this is, from 0.
+        merge: Compute nothing; write the table and the probes.
     """
 
     input: Path
@@ -96,6 +102,9 @@ class FeaturesRequest:
     threads: int | None = None
     overwrite: bool = False
     accept_licence: bool = False
+    num_parts: int = 1
+    part_id: int = 0
+    merge: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,17 +169,78 @@ def features(request: FeaturesRequest, listener: Listener | None = None) -> Feat
     if not request.points:
         del options["world"]
     _make_folder(request, tasks)
+    run = _Run(request, model, tasks, targets, options, listener)
+    if request.num_parts > 1 or request.merge:
+        return _compute_part(run)
     what = f"another process writes features into {str(request.output)!r}"
     with exclusive_lock(request.output / ".lock", what, "wait until it is done, or another folder with -o"):
         remove_staging(request.output)
-        files, errors = _compute(request, model, tasks, options, listener)
-        for name, error in errors.items():
-            listener.featured(name, None, error)
-        probes: list[ProbeResult] = []
-        if files:
-            subjects = {task.case.name: task.subject for task in tasks}
-            _write_table(request.output / TABLE, map(_read, files.values()), subjects)
-            probes = probe_all(targets, files, subjects, errors, request.seed, listener) if targets else []
+        shutil.rmtree(request.output / PARTS, ignore_errors=True)  # of an earlier run in parts
+        files, errors = _compute(run, tasks)
+        return _write(run, files, errors)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A computation: what is asked for, what was found, and who is told."""
+
+    request: FeaturesRequest
+    model: "Model"
+    tasks: Sequence[_Task]
+    targets: Sequence[Target]
+    options: Mapping[str, Any]
+    listener: Listener
+
+
+def _compute_part(run: _Run) -> FeaturesResult:
+    """Compute the cases of a part; write the table and the probes if it is the last, or if they are to be merged."""
+    from stunet.inference.features.stored import ENDING
+
+    request, listener, written = run.request, run.listener, list[FeaturesResult]()
+    folder = request.output / PARTS
+    part = to_merge(folder, request.num_parts) if request.merge else Part(request.part_id, request.num_parts)
+    names = sha256_of_json([task.case.name for task in run.tasks])
+    records = Records(folder, part, {"options": dict(run.options), "cases": names})
+
+    def merge(contents: list[Any]) -> None:
+        failed = {name: DataError(*error) for content in contents for name, error in content["errors"].items()}
+        files = {task.case.name: request.output / f"{task.case.name}{ENDING}" for task in run.tasks}
+        kept = replace(request, overwrite=False)
+        for number, task in enumerate(run.tasks):
+            name = task.case.name
+            if name not in failed and not _is_done(files[name], run.options, _made_from(task), kept):
+                what = f"the features of case {name!r} are not there, or its files have changed since"
+                raise DataError(what, f"the same command with -num_parts {part.count} -part_id {number % part.count}")
+        written.append(_write(run, {name: file for name, file in files.items() if name not in failed}, failed))
+
+    what, hint = f"another process writes features into {str(request.output)!r}", "wait until it is done"
+    own = request.output / (".lock-merge" if request.merge else f".lock-part-{part.number}")
+    with shared_lock(request.output / ".lock", what, hint), exclusive_lock(own, f"{what} ({part})", hint):
+        if request.merge:
+            records.merge(merge)
+            return written[0]
+        tasks = part.take(run.tasks)
+        remove_staging(request.output, {f"{task.case.name}{ENDING}" for task in tasks})
+        files, errors = _compute(run, tasks)
+        content = {"errors": {name: [error.message, error.hint] for name, error in errors.items()}}
+        if missing := records.finish(content, merge):
+            listener.note(unfinished(part, missing))
+    if written:
+        return written[0]
+    for name, error in errors.items():
+        listener.featured(name, None, error)
+    return FeaturesResult(folder=request.output, files=files, errors=errors)
+
+
+def _write(run: _Run, files: Mapping[str, Path], errors: Mapping[str, StunetError]) -> FeaturesResult:
+    """Write the table of all cases, and the probes if there are targets."""
+    request, listener, targets, probes = run.request, run.listener, run.targets, list[ProbeResult]()
+    for name, error in errors.items():
+        listener.featured(name, None, error)
+    if files:
+        subjects = {task.case.name: task.subject for task in run.tasks}
+        _write_table(request.output / TABLE, map(_read, files.values()), subjects)
+        probes = probe_all(targets, files, subjects, errors, request.seed, listener) if targets else []
     result = FeaturesResult(folder=request.output, files=files, errors=errors, probes=probes)
     if probes:
         write_probes(request.output / PROBES, probes)
@@ -321,17 +391,16 @@ def _make_folder(request: FeaturesRequest, tasks: Sequence[_Task]) -> None:
     request.output.mkdir(parents=True, exist_ok=True)
 
 
-def _compute(
-    request: FeaturesRequest, model: "Model", tasks: Sequence[_Task], options: Mapping[str, Any], listener: Listener
-) -> tuple[dict[str, Path], dict[str, StunetError]]:
-    """Compute the cases that are not done; return the files and errors by case."""
+def _compute(run: _Run, tasks: Sequence[_Task]) -> tuple[dict[str, Path], dict[str, StunetError]]:
+    """Compute those of these cases that are not done; return the files and errors by case."""
     from stunet.inference.failures import reason
     from stunet.inference.features.stored import ENDING, StoredFeatures, write_features
     from stunet.inference.reading import UNREADABLE
 
+    request, model, options, listener = run.request, run.model, run.options, run.listener
     files: dict[str, Path] = {}
     errors: dict[str, StunetError] = {task.case.name: task.error for task in tasks if task.error}
-    names = {task.case.name for task in tasks}
+    names = {task.case.name for task in run.tasks}
     for file in sorted(request.output.glob(f"*{ENDING}")):
         if file.name.removesuffix(ENDING) not in names:
             _check_made_by(file, options, "another folder with -o, or remove it")

@@ -19,7 +19,14 @@ from stunet.plans.files import list_planned, list_plans, plan_path, read_dataset
 from stunet.plans.plan import PLANNER, Plan
 from stunet.runs.listener import Listener
 from stunet.runs.planner_choice import Followed, find_followed, make_plan, shown
-from stunet.runs.planning_request import CONFIGURATIONS, PlanningRequest, complete, workers_of
+from stunet.runs.planning_request import (
+    CONFIGURATIONS,
+    PlanningRequest,
+    check_parts,
+    complete,
+    is_in_parts,
+    workers_of,
+)
 
 if TYPE_CHECKING:
     from stunet.report.dataset import Look
@@ -43,12 +50,13 @@ class PlanningResult:
 
     Attributes:
         dataset: Full name.
-        plan: What was planned; its `name` is what train() takes as `plans`.
+        plan: What was planned; its `name` is what train() takes as `plans`. None of a part whose dataset cannot be
+            planned before other parts are done.
         path: The plans file; None after a dry run.
     """
 
     dataset: str
-    plan: Plan
+    plan: Plan | None
     path: Path | None
 
 
@@ -87,6 +95,7 @@ def _prepared(
     request: PlanningRequest, datasets: Sequence[int | str], listener: Listener
 ) -> tuple[list[str], PlanningRequest, str | None, Followed]:
     """Return names of datasets, the request with its preset's values, the preset's normalization, what is followed."""
+    check_parts(request)
     names = [_raw_dataset(dataset) for dataset in datasets]
     workspace.folder("nnUNet_preprocessed")
     request, normalization = complete(request, listener)
@@ -133,14 +142,27 @@ def _plan_and_preprocess(
     planned = _planned(dataset, request) if request.plans else None
     _check_name(dataset, request)
     wants_page = request.report and not request.dry_run
-    found = None if request.no_check else _check_files(dataset, readers, wants_page, listener)
+    found = None
+    if not is_in_parts(request):
+        found = None if request.no_check else _check_files(dataset, readers, wants_page, listener)
+    elif planned is None:
+        from stunet.runs.planning_parts import analyse
+
+        if not analyse(dataset, request, readers, listener):
+            return PlanningResult(dataset=dataset, plan=None, path=None)
+    elif not request.no_check and not request.merge:
+        from stunet.runs.planning_parts import check_part
+
+        check_part(dataset, request, readers, listener)
     if planned is None:
-        with _scratch(request.dry_run), workspace.planning(dataset):
+        # Parts of one run plan the same at the same time.
+        wait = (lambda what: None) if is_in_parts(request) else None
+        with _scratch(request.dry_run), workspace.planning(dataset, wait):
             planned = _plan(dataset, readers, request, normalization, followed, listener)
     path = None if request.dry_run else workspace.preprocessed_dataset(dataset) / f"{planned.name}.json"
     result = PlanningResult(dataset=dataset, plan=planned, path=path)
     listener.planned(result)
-    for warning in warnings_of(result.plan):
+    for warning in warnings_of(planned):
         listener.warn(warning)
     if path is None:
         return result
@@ -148,10 +170,9 @@ def _plan_and_preprocess(
     page = path.with_suffix(".html")
     page.unlink(missing_ok=True)  # that of an earlier plan
     if found and wants_page:
-        _write_page(result, found, page, listener)
-    if not request.no_pp:
-        _preprocess(dataset, planned, request, listener)
-        listener.note(f"next: {_training_command(result, request)}")
+        _write_page(dataset, planned, found, page, listener)
+    if not request.no_pp and _preprocess(dataset, planned, request, listener):
+        listener.note(f"next: {_training_command(dataset, planned, request)}")
     return result
 
 
@@ -178,42 +199,40 @@ def _check_name(dataset: str, request: PlanningRequest) -> None:
         raise UsageError(f"-overwrite_plans_name {name}, and plans of this name are {whose}", "another name")
 
 
-def _write_page(result: PlanningResult, found: Found, path: Path, listener: Listener) -> None:
+def _write_page(dataset: str, plan: Plan, found: Found, path: Path, listener: Listener) -> None:
     """Write the report of the dataset; no plan may fail for it."""
     try:
-        _page_of(result, found, path)
+        _page_of(dataset, plan, found, path)
     except Exception as error:  # noqa: BLE001 - whatever it is: the plans are there
         listener.warn(f"no page about the dataset: {last_line(error)}")
     else:
         listener.note(f"wrote {path}")
 
 
-def _page_of(result: PlanningResult, found: Found, path: Path) -> None:
+def _page_of(dataset: str, plan: Plan, found: Found, path: Path) -> None:
     from stunet.folds import FILE, read_folds
     from stunet.report import dataset as report
     from stunet.report import page
 
-    folder, target = workspace.raw_dataset(result.dataset), workspace.preprocessed_dataset(result.dataset)
+    folder, target = workspace.raw_dataset(dataset), workspace.preprocessed_dataset(dataset)
     description = read_dataset_json(folder / "dataset.json")
     folds = [vars(fold) for fold in read_folds(target / FILE)] if (target / FILE).is_file() else []
-    chosen = report.Chosen(result.plan, folds, found.warnings, warnings_of(result.plan))
-    page.write(report.page(result.dataset, description, found.looks, chosen), path)
+    chosen = report.Chosen(plan, folds, found.warnings, warnings_of(plan))
+    page.write(report.page(dataset, description, found.looks, chosen), path)
 
 
 def _check_files(dataset: str, workers: int, wants_page: bool, listener: Listener) -> Found:
     """Return what the check of all files has found; the listener has been told of the warnings."""
     from stunet.datasets import read_dataset
-    from stunet.datasets.check import check_and_see, check_dataset
+    from stunet.datasets.check import examine, judge_cases, see_nothing
     from stunet.report.dataset import observer
 
     folder = workspace.raw_dataset(dataset)
     names = [case.name for case in read_dataset(folder)[0]]
     with listener.progress(f"check {dataset}", len(names)) as progress:
-        if wants_page:
-            see = observer(names, read_dataset_json(folder / "dataset.json"))
-            found = Found(*check_and_see(folder, see, workers, progress.step))
-        else:
-            found = Found(check_dataset(folder, workers, progress.step), [])
+        see = observer(names, read_dataset_json(folder / "dataset.json")) if wants_page else see_nothing
+        checked = examine(folder, workers, progress.step, see=see)
+    found = Found(judge_cases(folder, checked), [case.seen for case in checked.values()])
     for warning in found.warnings:
         listener.warn(warning)
     return found
@@ -256,26 +275,35 @@ def _plan(
     return make_plan(dataset, fingerprint, request, normalization, followed, listener)
 
 
-def _preprocess(dataset: str, plan: Plan, request: PlanningRequest, listener: Listener) -> None:
-    from stunet.preprocessing.dataset import pending_cases, preprocess, stale_cases
+def _preprocess(dataset: str, plan: Plan, request: PlanningRequest, listener: Listener) -> bool:
+    """Preprocess, or do what a part does of that; return whether all cases are done."""
+    from stunet.parts import Part, unfinished
+    from stunet.preprocessing.dataset import merge_parts, pending_cases, preprocess, stale_cases
 
     asked, wanted = workers_of(request), request.configurations
     if wanted is CONFIGURATIONS and not has_classes(read_dataset_json(workspace.raw_dataset(dataset) / "dataset.json")):
         # A pre-training takes one, and images without labels are many.
         wanted = [next(name for name in ("3d_fullres", "2d") if name in plan.configurations)]
         listener.note(f"{wanted[0]} is preprocessed; -c names others")
+    part, missing = Part(request.part_id, request.num_parts), ""
     for position, name in enumerate(wanted):
         if name not in plan.configurations and name in CONFIGURATIONS:
             continue  # this dataset needs no 3d_lowres, or has no third dimension
+        if request.merge:
+            merge_parts(dataset, plan, [name], request.num_parts)
+            continue
         if asked:
             workers = asked[position if len(asked) > 1 else 0]
         else:
             workers = _fitting(dataset, plan, name, min(WORKERS.get(name, FEWER), _cores()), listener)
-        todo = len(pending_cases(dataset, plan, [name]))
-        for reason in stale_cases(dataset, plan, [name]):
+        todo = len(pending_cases(dataset, plan, [name], part))
+        for reason in stale_cases(dataset, plan, [name], part):
             listener.note(reason)
         with listener.progress(f"preprocess {name}", todo) as progress:
-            preprocess(dataset, plan, [name], workers, progress.step)
+            missing = preprocess(dataset, plan, [name], workers, progress.step, part=part) or missing
+    if missing:
+        listener.note(unfinished(part, missing))
+    return not missing
 
 
 def _fitting(dataset: str, plan: Plan, name: str, wanted: int, listener: Listener) -> int:
@@ -294,17 +322,17 @@ def _fitting(dataset: str, plan: Plan, name: str, wanted: int, listener: Listene
     return workers
 
 
-def _training_command(result: PlanningResult, request: PlanningRequest) -> str:
+def _training_command(dataset: str, plan: Plan, request: PlanningRequest) -> str:
     """Return the command that trains what was planned."""
-    plan, number = result.plan, workspace.dataset_number(result.dataset)
+    number = workspace.dataset_number(dataset)
     first = "3d_fullres" if "3d_fullres" in plan.configurations else "2d"
     # Both commands find the plans by themselves if they are the only ones that were planned.
-    chosen = "" if list_planned(result.dataset) == [plan.name] else f" -p {plan.name}"
+    chosen = "" if list_planned(dataset) == [plan.name] else f" -p {plan.name}"
     chosen += f" --pretrained {shlex.quote(str(request.pretrained))}" if request.pretrained else ""
     pretrain = f"stunet_pretrain -d {number}" + (f" -c {first}" if first != "3d_fullres" else "") + chosen
-    if not has_classes(read_dataset_json(workspace.raw_dataset(result.dataset) / "dataset.json")):
+    if not has_classes(read_dataset_json(workspace.raw_dataset(dataset) / "dataset.json")):
         return pretrain
-    fold = _first_fold(result.dataset, plan, first)
+    fold = _first_fold(dataset, plan, first)
     train = f"stunet_train {number} {first} {fold}{chosen}" + (f" --preset {request.preset}" if request.preset else "")
     return f"{pretrain}, or on its labels {train}" if plan.like else train
 

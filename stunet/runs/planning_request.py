@@ -12,6 +12,7 @@ from typing import Any
 from stunet import presets
 from stunet.errors import UsageError, closest
 from stunet.names import name_problem
+from stunet.parts import Part
 from stunet.plans.blueprints import STOCK_PLANS, blueprints
 from stunet.plans.plan import PLANNER
 from stunet.runs.listener import Listener
@@ -56,7 +57,10 @@ class PlanningRequest:
         clean: Extract the fingerprint again even if the data did not change.
         no_pp: Plan only.
         dry_run: Plan, and write nothing.
-        report: Write a page about the dataset beside its plans, of what the check has seen.
+        report: Write a page about the dataset beside its plans, of what the check has seen; parts write none.
+        num_parts: Number of runs that share the cases (planning_parts.py).
+        part_id: Which of them this is, from 0.
+        merge: Do no case; write what belongs to all cases from what the parts have done.
     """
 
     dataset: int | str
@@ -84,11 +88,27 @@ class PlanningRequest:
     no_pp: bool = False
     dry_run: bool = False
     report: bool = True
+    num_parts: int = 1
+    part_id: int = 0
+    merge: bool = False
 
     @property
     def follows_weights(self) -> bool:
         """Whether images are given to the network as weights know them."""
         return self.pretrained is not None and self.spacing != OF_DATASET
+
+
+def is_in_parts(request: PlanningRequest) -> bool:
+    """Return whether a request is for a part of the cases, or merges what parts have done."""
+    return request.num_parts > 1 or request.merge
+
+
+def check_parts(request: PlanningRequest) -> None:
+    """Raise UsageError if parts do not exist, or are asked for what only a run for all cases can do."""
+    Part(request.part_id, request.num_parts)
+    for option in ("dry_run", "clean", "report") if is_in_parts(request) else ():
+        if getattr(request, option):
+            raise UsageError(f"--{option} is for all cases at once", f"-num_parts 1 with --{option}, or leave it out")
 
 
 def complete(request: PlanningRequest, listener: Listener) -> tuple[PlanningRequest, str | None]:

@@ -3,6 +3,7 @@
 Problems are looked for before the first case; a case that fails later does not stop the others.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from stunet import workspace
 from stunet.errors import DataError, StunetError, UsageError, WeightsError
+from stunet.parts import Part
 from stunet.results.formats import DEFAULT, FORMATS
 from stunet.runs.devices import choose_device, set_threads
 from stunet.runs.fetching import fetch_model
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from stunet.inference.predictor import Predictor
     from stunet.labels.systems import LabelSystem
 
+MOST_DIGITS = 4  # of a hash, which makes 65,536 folders
 LOW = "3d_lowres"  # nnU-Net's low-resolution configuration
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".tif", ".tiff")
 
@@ -33,7 +36,8 @@ class PredictionRequest:
     """Images to segment: the options of stunet_predict, with their defaults.
 
     Args:
-        input: Folder with CASE_0000.nii.gz ..., an image, or a folder of DICOM files (`-i`).
+        input: Folder with CASE_0000.nii.gz ..., an image, a folder of DICOM files, or a list of images: a .txt or .csv
+            file, as inference/lists.py describes it (`-i`).
         output: Folder of the results; for one input also a file (`-o`).
         model: A model by its name in `stunet_models list`, or its folder; then without dataset and configuration.
         dataset: Number or name of the dataset that the model was trained on.
@@ -54,8 +58,9 @@ class PredictionRequest:
         save_probabilities: Also write each case's probabilities.
         continue_prediction: Skip cases whose result is there.
         prev_stage_predictions: Segmentations of a cascade's previous stage; None: they are predicted first.
-        num_parts: Number of runs that share the cases.
+        num_parts: Number of runs that share the cases (parts.py); the last to finish writes what belongs to all.
         part_id: Which of them this is, from 0.
+        merge: Predict nothing; write what belongs to all cases from what the parts recorded.
         device: "cuda", "cpu" or "mps"; None: cuda where there is one, else cpu.
         not_on_device: Keep logits in the machine's memory instead of the GPU's.
         max_memory: Memory in GB (10^9 bytes) that this process may take; None: 90 % of what there is.
@@ -65,6 +70,9 @@ class PredictionRequest:
         preview: Also write a picture of each case.
         report: A JSON file for times per stage, memory, versions and hashes; or a page for readers, with volumes and
             previews where these are asked for, if it ends with .html.
+        index: Also write a table of all cases, with status, seconds, volumes and hashes, and one of those that failed,
+            and go by these records, without opening results; always for a list of images.
+        shard: Put the results into folders named by this many digits of a hash of the cases' names; 0: no folders.
         npp: Recorded as nnU-Net does, without effect: one thread preprocesses.
         nps: Recorded as nnU-Net does, without effect: this process writes the results.
         verbose: Let nnU-Net print what it does.
@@ -95,6 +103,7 @@ class PredictionRequest:
     prev_stage_predictions: Path | None = None
     num_parts: int = 1
     part_id: int = 0
+    merge: bool = False
     device: str | None = None
     not_on_device: bool = False
     max_memory: float | None = None
@@ -103,6 +112,8 @@ class PredictionRequest:
     statistics: bool = False
     preview: bool = False
     report: Path | None = None
+    index: bool = False
+    shard: int = 0
     npp: int | None = None
     nps: int | None = None
     verbose: bool = False
@@ -164,25 +175,28 @@ def predict(request: PredictionRequest, listener: Listener | None = None) -> Pre
     listener = listener or Listener()
     request = _checked(request)
     from stunet.inference.cases import find_cases
+    from stunet.inference.lists import is_list, listed_cases
     from stunet.inference.model import open_model, unfinished_folds
     from stunet.inference.products import check_format
     from stunet.labels import systems
 
+    request = replace(request, index=request.index or request.shard > 0 or is_list(request.input))
+    if request.index and _file_ending(request.output):
+        what = f"-o {str(request.output)!r} is one file, and a list or an index is of a folder of results"
+        raise UsageError(what, "name a folder with -o")
     system = systems.load(request.labels) if request.labels else None
     folder = _model_folder(request, listener)
     model = open_model(_low_resolution(folder) if request.fast else folder, request.folds, request.checkpoint)
     if not request.folds and (unfinished := unfinished_folds(model)):
         names = ", ".join(map(str, unfinished))
         listener.warn(f"fold {names} has no {request.checkpoint} yet: it is left out")
-    # Every num_parts-th case, as in nnU-Net, so that parts of both programs are the same.
-    cases = find_cases(request.input, model, request.series)[request.part_id :: request.num_parts]
-    cases = check_format(request.format or DEFAULT, cases)
-    if not cases:
-        listener.note(f"no case is left for part {request.part_id} of {request.num_parts}")
-        return PredictionResult(folder=request.output, cases=())
+    find = listed_cases if is_list(request.input) else find_cases
+    cases = check_format(request.format or DEFAULT, find(request.input, model, request.series))
     if previous := request.prev_stage_predictions:
         cases = [case if case.error else _with_previous(case, previous, model) for case in cases]
     folder, cases = _output(request, model, cases)
+    all_names = [case.name for case in cases]
+    cases = [] if request.merge else Part(request.part_id, request.num_parts).take(cases)
     set_threads(request.threads)
     stages = _stages(request, model, system)
     if request.dry_run:
@@ -190,7 +204,8 @@ def predict(request: PredictionRequest, listener: Listener | None = None) -> Pre
         return PredictionResult(folder=folder, cases=())
     from stunet.runs.prediction_stages import run_stages
 
-    return PredictionResult(folder=folder, cases=run_stages(request, stages, cases, folder, sys.argv, listener))
+    done = run_stages(request, stages, cases, all_names, folder, sys.argv, listener)
+    return PredictionResult(folder=folder, cases=done)
 
 
 def _checked(request: PredictionRequest) -> PredictionRequest:
@@ -213,8 +228,11 @@ def _checked(request: PredictionRequest) -> PredictionRequest:
         raise UsageError("--fast has no previous stage", "leave out -prev_stage_predictions")
     if not 0 < request.step_size <= 1:
         raise UsageError(f"-step_size {request.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
-    if not 0 <= request.part_id < request.num_parts:
-        raise UsageError(f"-part_id {request.part_id} with -num_parts {request.num_parts}", "count the parts from 0")
+    part = Part(request.part_id, request.num_parts)
+    if (request.merge or not part.is_whole) and _file_ending(request.output):
+        raise UsageError(f"-o {str(request.output)!r} is one file, which parts cannot share", "name a folder with -o")
+    if not 0 <= request.shard <= MOST_DIGITS:
+        raise UsageError(f"--shard {request.shard}", f"a number from 1 to {MOST_DIGITS}, of digits: 2 are 256 folders")
     return request
 
 
@@ -307,13 +325,30 @@ def _output(
     else:
         taken |= {real(file).parent for case in cases for file in case.files}
     endings = Products(request.format or DEFAULT, request.save_probabilities, request.preview).endings(model)
-    cases = [replace(case, error=case.error or name_too_long(case.name, endings)) for case in cases]
+    shard = request.shard
+    cases = [
+        replace(case, error=case.error or name_too_long(case.name, endings), subfolder=_subfolder(case, shard))
+        for case in cases
+    ]
+    if request.index:  # of very many cases, folders are compared and not files
+        sources = {real(folder) for folder in {file.parent for case in cases for file in case.files}}
+        if sources & {real(place) for place in {case.place(folder) for case in cases}}:
+            raise DataError(f"input and results would share the folder {str(folder)!r}", "another folder with -o")
+        return folder, cases
     results = {(folder / f"{case.name}{ending}").resolve() for case in cases for ending in endings}
     inputs = {real(file) for case in cases for file in (*case.files, case.previous) if file}
     inputs |= {parent for file in inputs for parent in file.parents}  # a folder of masks would replace it
     if folder.resolve() in taken or results & inputs:
         raise DataError(f"input and results would share the folder {str(folder)!r}", "another folder with -o")
     return folder, cases
+
+
+def _subfolder(case: "InputCase", digits: int) -> str:
+    """Return the folder of a case's results: as a list says, and below that by a hash of the name."""
+    if not digits:
+        return case.subfolder
+    shard = hashlib.sha256(os.fsencode(case.name)).hexdigest()[:digits]
+    return f"{case.subfolder}/{shard}" if case.subfolder else shard
 
 
 def _stages(request: PredictionRequest, model: "ModelFolder", system: "LabelSystem | None") -> "list[Predictor]":

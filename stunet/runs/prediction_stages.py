@@ -10,19 +10,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stunet.errors import DataError, Interrupted, StunetError
 from stunet.files import exclusive_lock, shared_lock
-from stunet.results.formats import DEFAULT
 from stunet.runs.listener import Listener, Progress
 from stunet.runs.prediction import PredictedCase, PredictionRequest
+from stunet.runs.prediction_shared import OfPart, StageRun, Whole, gathered_by, write_report
 
 if TYPE_CHECKING:
     from stunet.inference.cases import InputCase
+    from stunet.inference.index import Index
     from stunet.inference.pipeline import Outcome, Pipeline
     from stunet.inference.predictor import Predictor
-    from stunet.results.run_report import RunReport
 
 CONTINUE = "the same command with --continue_prediction: finished cases are kept"
 
@@ -31,6 +31,7 @@ def run_stages(
     request: PredictionRequest,
     stages: "list[Predictor]",
     cases: "list[InputCase]",
+    names: Sequence[str],
     folder: Path,
     command: Sequence[str],
     listener: Listener,
@@ -40,7 +41,8 @@ def run_stages(
     Args:
         request: What is asked for.
         stages: The models in their order; emptied, so that one at a time is in memory.
-        cases: The cases, with the names of their results.
+        cases: The cases, with the names of their results; of a part, its own.
+        names: Of the cases of all parts, in their order.
         folder: Where the results of the last stage go.
         command: The command line, for the report.
         listener: Told of each finished case, and of those that failed at the end.
@@ -53,10 +55,10 @@ def run_stages(
     report = RunReport(command, stages[-1].options.device, stages[-1].made_by) if request.report else None
     if request.report and request.report.resolve().parent == folder.resolve():
         _make_writable(folder)
-    if report:
-        _write_report(report, request, folder, None)  # fail now if it cannot be written
+    if report and not _is_part(request):
+        write_report(report, request, folder, None)  # fail now if it cannot be written
     errors: dict[str, StunetError] = {}
-    names, ending = [case.name for case in cases], ""
+    own, ending = {case.name: case.place(folder) for case in cases}, ""
     _make_writable(folder)
     try:
         with _reserved(request, cases, folder), _terminable(listener):
@@ -67,19 +69,22 @@ def run_stages(
                 if stages:
                     cascade = stages[0].configuration_name
                     listener.note(f"{cascade} is a cascade: predicting {name} first, into {str(target)!r}")
-                ending = _run_stage(request, stage, cases, target, not stages, report, errors, listener)
+                run = StageRun(request, stage, target, names, not stages, report, errors, listener)
+                ending = _merge_stage(run) if request.merge else _run_stage(run, cases)
                 previous = stage.model.ending
                 cases = [
-                    replace(case, previous=target / f"{case.name}{previous}")
+                    replace(case, previous=case.place(target) / f"{case.name}{previous}")
                     for case in cases
                     if case.name not in errors
                 ]
     finally:  # even if something else ends the run
         for name, error in errors.items():
             listener.predicted(PredictedCase(name=name, file=None, error=error))
+    if request.merge:
+        return [PredictedCase(name=name, file=None, error=error) for name, error in errors.items()]
     return [
-        PredictedCase(name=name, file=None if name in errors else folder / f"{name}{ending}", error=errors.get(name))
-        for name in names
+        PredictedCase(name=name, file=None if name in errors else place / f"{name}{ending}", error=errors.get(name))
+        for name, place in own.items()
     ]
 
 
@@ -87,7 +92,9 @@ def run_stages(
 def _reserved(request: PredictionRequest, cases: "list[InputCase]", folder: Path) -> Iterator[None]:
     """Lock the folder; parts of a run and runs for one file share it, and each locks its own name there."""
     what, hint = f"another process predicts into {str(folder)!r}", "wait until it is done, or another folder with -o"
-    own = None if request.output == folder and request.num_parts == 1 else f"part-{request.part_id}"
+    own = f"part-{request.part_id}" if _is_part(request) else None
+    if request.merge:
+        own = "merge"
     if request.output != folder:
         own = f"case-{cases[0].name}"  # never the name of another lock, such as that of the statistics
     if own is None:
@@ -100,93 +107,74 @@ def _reserved(request: PredictionRequest, cases: "list[InputCase]", folder: Path
             yield
 
 
-def _run_stage(
-    request: PredictionRequest,
-    stage: "Predictor",
-    cases: "list[InputCase]",
-    target: Path,
-    last: bool,
-    report: "RunReport | None",
-    errors: dict[str, StunetError],
-    listener: Listener,
-) -> str:
-    """Predict the cases into `target`; add errors by case. Return the ending of the results."""
-    from stunet.inference.pipeline import Pipeline
-    from stunet.inference.products import Products
-    from stunet.inference.records import check_folder_is_free, write_case_record, write_run_record
+def _is_part(request: PredictionRequest) -> bool:
+    return request.num_parts > 1 or request.merge
 
-    wanted = Products()
-    if last:
-        form = request.format or DEFAULT
-        wanted = Products(form, request.save_probabilities, request.preview, request.statistics)
+
+def _run_stage(run: StageRun, cases: "list[InputCase]") -> str:
+    """Predict the cases into the stage's folder; add errors by case. Return the ending of the results."""
+    from stunet.inference.pipeline import Pipeline
+    from stunet.inference.records import check_folder_is_free, write_case_record
+
+    request, target, listener = run.request, run.target, run.listener
     _make_writable(target)
-    with listener.progress(f"predict {stage.configuration_name}", 0) as progress:
+    with listener.progress(f"predict {run.stage.configuration_name}", 0) as progress:
         windows = _WindowProgress(progress)
         ours = request.output in (target, target.parent)  # false for the folder around a single requested file
         # The folder around a single requested file is the user's: no records there, and nothing else is removed.
-        whole_folder = ours or not last
+        whole_folder = ours or not run.last
         if whole_folder:
             check_folder_is_free(target)
-        pipeline = Pipeline(stage, target, wanted, request.max_memory, windows.begin, windows.window, not whole_folder)
+        pipeline = Pipeline(
+            run.stage, target, run.products, request.max_memory, windows.begin, windows.window, not whole_folder
+        )
         # Temporary files of other parts of the same run are in use.
         pipeline.remove_leftovers(None if ours and request.num_parts == 1 else cases)
-        todo = _pending(pipeline, cases, request.continue_prediction and whole_folder, listener)
-        if whole_folder:
-            write_run_record(target, _settings(request, target), stage.made_by, stage.result_dataset, stage.model.plan)
-            pipeline.write_label_table()
+        shared = gathered_by(run, pipeline, whole_folder)
+        keep, index = request.continue_prediction and whole_folder, run.index
+        if index:
+            todo = _pending_of_index(pipeline, cases, keep, index, shared, listener)
+        else:
+            todo = _pending(pipeline, cases, keep, shared, listener)
+        shared.begin({case.name for case in todo})
         # Not known before: what is done, and still valid, is left out.
         progress.total = len(todo)
-        for outcome in _follow(pipeline, todo, progress, report, request, errors):
-            if whole_folder:
-                write_case_record(target, outcome.case)
-            if last:
-                listener.predicted(PredictedCase(name=outcome.case.name, file=outcome.file))
+        try:
+            for outcome in _logged(pipeline.run(todo), index):
+                progress.step(outcome.case.name)
+                shared.add(outcome)
+                if outcome.error:
+                    run.errors[outcome.case.name] = outcome.error
+                    continue
+                if whole_folder and not index:
+                    write_case_record(target, outcome.case)
+                if run.last:
+                    listener.predicted(PredictedCase(name=outcome.case.name, file=outcome.file))
+        finally:
+            shared.save()
+        shared.finish()
     return pipeline.ending
 
 
-def _follow(
-    pipeline: "Pipeline",
-    cases: "list[InputCase]",
-    progress: Progress,
-    report: "RunReport | None",
-    request: PredictionRequest,
-    errors: dict[str, StunetError],
-) -> "Iterator[Outcome]":
-    """Wait for one case after the other, and yield those that succeed."""
-    from stunet.results.statistics import add_statistics
-
-    new, measured = {case.name for case in cases}, {}
-    try:
-        for outcome in pipeline.run(cases):
-            progress.step(outcome.case.name)
-            if report:
-                report.cases.append(outcome.report)
-            if outcome.statistics:  # they may exist even if another requested result failed
-                measured[outcome.case.name] = outcome.statistics
-                add_statistics(pipeline.folder, measured, new)
-            if outcome.error:
-                errors[outcome.case.name] = outcome.error
-            else:
-                yield outcome
-    finally:
-        if report:
-            _write_report(report, request, pipeline.folder, pipeline.predictor.model.folder)
-
-
-def _write_report(report: "RunReport", request: PredictionRequest, folder: Path, model: Path | None) -> None:
-    """Write what has been recorded so far: as a page for readers if its file ends with .html, else as JSON."""
-    assert request.report is not None
-    if request.report.suffix.lower() != ".html":
-        report.write(request.report)
+def _logged(outcomes: "Iterator[Outcome]", index: "Index | None") -> "Iterator[Outcome]":
+    """Record each outcome in the index, if there is one, before it is passed on."""
+    if index is None:
+        yield from outcomes
         return
-    from stunet.inference.products import PREVIEW
-    from stunet.report import page, prediction
+    with index.begin() as log:
+        for outcome in outcomes:
+            seconds = sum(outcome.report.seconds.values())
+            index.add(log, outcome.case, outcome.file, seconds, outcome.volumes, outcome.error)
+            yield outcome
 
-    try:
-        page.write(prediction.page(report.to_json(), folder, model, PREVIEW), request.report)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        what = f"cannot write the report {str(request.report)!r}: {error.strerror}"
-        raise DataError(what, "name another file") from None
+
+def _merge_stage(run: StageRun) -> str:
+    """Write what belongs to all cases of a stage from what the parts handed over; return the ending of the results."""
+    from stunet.inference.pipeline import Pipeline
+
+    pipeline = Pipeline(run.stage, run.target, run.products, run.request.max_memory)
+    OfPart(run, pipeline).merge()
+    return pipeline.ending
 
 
 class _WindowProgress:
@@ -204,15 +192,9 @@ class _WindowProgress:
         self._progress.part(self._done / self._total, f"{self._name}, window {self._done} of {self._total}")
 
 
-def _known_statistics(pipeline: "Pipeline") -> dict[str, Any]:
-    """Return the statistics of cases that were done before, if statistics are wanted."""
-    from stunet.results.statistics import read_statistics
-
-    path = pipeline.folder / "statistics.json"
-    return read_statistics(path) if pipeline.products.statistics and path.is_file() else {}
-
-
-def _pending(pipeline: "Pipeline", cases: "list[InputCase]", keep: bool, listener: Listener) -> "list[InputCase]":
+def _pending(
+    pipeline: "Pipeline", cases: "list[InputCase]", keep: bool, shared: "Whole | OfPart", listener: Listener
+) -> "list[InputCase]":
     """Return the cases to predict, and remove earlier results of these.
 
     Those that are done already are left out if `keep`.
@@ -220,7 +202,7 @@ def _pending(pipeline: "Pipeline", cases: "list[InputCase]", keep: bool, listene
     from stunet.datasets.listing import visible
     from stunet.inference.records import check_run_record, is_stale, remove_case_record
 
-    measured = _known_statistics(pipeline) if pipeline.products.statistics else {case.name for case in cases}
+    measured = shared.known if pipeline.products.statistics else {case.name for case in cases}
     done = [case for case in cases if keep and pipeline.is_done(case) and case.name in measured]
     folder, ending = pipeline.folder, pipeline.ending
     stale = {case.name for case in done if is_stale(folder, case, folder / f"{case.name}{ending}")}
@@ -240,6 +222,38 @@ def _pending(pipeline: "Pipeline", cases: "list[InputCase]", keep: bool, listene
     return todo
 
 
+def _pending_of_index(
+    pipeline: "Pipeline",
+    cases: "list[InputCase]",
+    keep: bool,
+    index: "Index",
+    shared: "Whole | OfPart",
+    listener: Listener,
+) -> "list[InputCase]":
+    """As _pending(), by what the index says: no result is opened whose size and time are on record."""
+    from stunet.inference.records import check_run_record
+
+    known = index.known() if keep else {}
+    *others, ending = pipeline.products.endings(pipeline.predictor.model)
+    measured = shared.known if pipeline.products.statistics else None
+    todo = []
+    for case in cases:
+        place = case.place(pipeline.folder)
+        is_done = (
+            index.is_done(known.get(case.name), case, place / f"{case.name}{ending}")
+            and (measured is None or case.name in measured)
+            and all((place / f"{case.name}{other}").exists() for other in others)
+        )
+        if not is_done:
+            todo.append(case)
+    kept = len(cases) - len(todo)
+    check_run_record(pipeline.folder, pipeline.predictor.made_by, kept > 0)
+    if kept:
+        listener.note(f"{kept} of {len(cases)} cases are done already")
+    pipeline.remove(todo)
+    return todo
+
+
 def _make_writable(folder: Path) -> None:
     from stunet.datasets.listing import not_utf8
 
@@ -252,22 +266,6 @@ def _make_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise DataError(f"cannot write into {str(folder)!r}: {error.strerror}", "another folder with -o") from None
-
-
-def _settings(request: PredictionRequest, folder: Path) -> dict[str, Any]:
-    """Return what nnU-Net records about a prediction in the folder of its results."""
-    previous = request.prev_stage_predictions
-    return {
-        "list_of_lists_or_source_folder": str(request.input),
-        "output_folder_or_list_of_truncated_output_files": str(folder),
-        "save_probabilities": request.save_probabilities,
-        "overwrite": not request.continue_prediction,
-        "num_processes_preprocessing": request.npp,
-        "num_processes_segmentation_export": request.nps,
-        "folder_with_segs_from_prev_stage": previous and str(previous),
-        "num_parts": request.num_parts,
-        "part_id": request.part_id,
-    }
 
 
 @contextmanager

@@ -75,25 +75,26 @@ NNUNET = {
 # Ours. A new flag is added here, to the docs and to the changelog in one commit.
 OUR_FLAGS = {
     "plan_and_preprocess": "-p --size --network --preset --stages --spacing --pretrained --accept_licence --like "
-    "--checkpointing --probe --dry_run --no_check --no_report",
+    "--checkpointing --probe --dry_run --no_check --no_report -num_parts -part_id --merge",
     "train": "-d -c -f --size --network --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained "
     "--finetune --head --list --fsdp --transfer --inflate --accept_licence --name --last --log",
     "pretrain": "-d --method --list -c -p --like --size --network --stages -gpu_memory_target --preset --set --augment "
     "--skip_bad --dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing --pretrained --transfer "
     "--inflate --accept_licence --name --log",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
-    "--roi_subset --format --statistics --preview --report --dry_run --accept_licence --last",
-    "evaluate": "-d --tolerance --labels --csv --json --report",
+    "--roi_subset --format --statistics --preview --report --dry_run --accept_licence --last --merge "
+    "--index --shard",
+    "evaluate": "-d --tolerance --labels --csv --json --report -num_parts -part_id --merge",
     "experiment": "-o --dry_run --summary_only -j -device --json --accept_licence",
     "rank": "-d --models --scores --cases -f --points --layers --seed -o -step_size -device --precision --threads "
     "--finetune --set -c -p -j --json --disable_progress_bar --accept_licence",
     "features": "-i -o --model -d -c -p -tr -f -chk --pool --labels --points --world --stages --probe --target --task "
     "--seed --series --orientation -step_size -device --precision --threads --overwrite --disable_progress_bar "
-    "--accept_licence",
+    "--accept_licence -num_parts -part_id --merge",
     "info": "--json",
-    "report": "-o --no_slices",
+    "report": "-o --no_slices --views",
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
-    "--disable_tta -device --precision --dry_run --accept_licence",
+    "--disable_tta -device --precision --dry_run --accept_licence -num_parts -part_id --merge",
     "demo": "-o -device",
     "view": "-d -djfile --reference --case --html --port --no_browser --last",
 }

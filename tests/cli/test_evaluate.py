@@ -17,6 +17,7 @@ from stunet.evaluation import folders, metrics
 from stunet.workers import Outcome
 from tests.label_files import PLAIN, SHAPE, assert_same_numbers, make_two_cases, noise, write, write_dataset
 from tests.loops import for_each
+from tests.processes import kill_while_it_waits, run_tasks, start_task
 
 
 @pytest.fixture
@@ -240,3 +241,35 @@ def test_a_crash_is_not_what_chill_leaves_out(two_cases: tuple[Path, Path], monk
     monkeypatch.setattr(folders, "map_cases", crash)
     assert main([*map(str, two_cases), "-np", "2", "--chill"]) == 3
     assert not (two_cases[1] / "summary.json").exists()
+
+
+@pytest.mark.process
+def test_an_array_of_parts_writes_what_one_run_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(6):
+        write(tmp_path / f"gt/{seed}.nii.gz", noise(seed))
+        write(tmp_path / f"pred/{seed}.nii.gz", noise(seed + 10))
+    (tmp_path / "pred/4.nii.gz").write_bytes(b"damaged")
+    write_dataset(tmp_path, PLAIN)
+    one, many = tmp_path / "one", tmp_path / "many"
+
+    def arguments(out: Path) -> list[Any]:
+        files = ["-o", out / "summary.json", "--csv", out / "cases.csv"]
+        return [tmp_path / "gt", tmp_path / "pred", *files, "-np", 1, "--chill"]
+
+    assert main([str(each) for each in arguments(one)]) == 0
+    records = many / ".parts-summary"
+    kill_while_it_waits(records, lambda: start_task(main, arguments(many), 2))
+    run_tasks(main, arguments(many), [3, 0])
+    run_tasks(main, arguments(many), [1])
+    assert not (many / "summary.json").exists()
+    assert main([*map(str, arguments(many)), "--merge"]) == 3
+    assert "of 4 parts, 1 are missing: 2 (not run yet)" in capsys.readouterr().err
+    run_tasks(main, arguments(many), [2])
+    for name in ("summary.json", "cases.csv"):
+        assert (many / name).read_bytes() == (one / name).read_bytes()
+    (many / "summary.json").unlink()
+    assert main([*map(str, arguments(many)), "--merge"]) == 0
+    assert (many / "summary.json").read_bytes() == (one / "summary.json").read_bytes()
+    write(tmp_path / "pred/1.nii.gz", noise(99))
+    assert main([*map(str, arguments(many)), "--merge"]) == 3
+    assert "files of 1 cases have changed since part 1 measured them (e.g. '1')" in capsys.readouterr().err

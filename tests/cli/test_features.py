@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,27 @@ def test_nothing_of_a_killed_run_is_left(place: Path) -> None:
     left.write_bytes(b"")
     assert run() == 0
     assert not left.exists()
+
+
+def test_parts_write_what_one_run_writes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("raw/imagesTr/p6_V1_0000.nii.gz").write_bytes(b"no image")
+    Path("targets.csv").write_text("case,age\n" + "".join(f"p{n}_V1,{10 * n}\n" for n in range(1, 6)))
+    command = ("--stages", 0, "--probe", "targets.csv", "--task", "regression")
+    assert run(*command) == 3
+    one = {path.name: path.read_bytes() for path in Path("out").glob("[!.]*")}
+    shutil.rmtree("out")
+    capsys.readouterr()
+    assert run(*command, "-num_parts", 3, "-part_id", 2) == 0
+    assert "part 2 of 3 is done; missing: 0 (not run yet), 1 (not run yet)" in capsys.readouterr().err
+    assert run(*command, "-num_parts", 3, "-part_id", 0) == 3  # the broken one
+    assert run(*command, "--merge") == 3
+    assert "of 3 parts, 1 are missing: 1 (not run yet)" in error(capsys)[0]
+    assert run(*command, "-num_parts", 3, "-part_id", 1) == 3  # it merges, and names the case that failed elsewhere
+    assert {path.name: path.read_bytes() for path in Path("out").glob("[!.]*")} == one
+    for name in ("features.csv", "probe.csv"):
+        Path("out", name).unlink()
+    assert run(*command, "--merge") == 3
+    assert {path.name: path.read_bytes() for path in Path("out").glob("[!.]*")} == one
+    Path("out/p2_V1.safetensors").unlink()
+    assert run(*command, "--merge") == 3
+    assert error(capsys)[1].endswith("-num_parts 3 -part_id 2")

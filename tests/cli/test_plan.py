@@ -12,6 +12,7 @@ from stunet.cli import info
 from stunet.cli.plan_and_preprocess import main
 from stunet.plans.files import plan_path
 from tests.loops import for_each
+from tests.processes import kill_while_it_waits, run_tasks, start_task
 
 
 def everything(folder: Path) -> set[Path]:
@@ -54,6 +55,9 @@ def everything(folder: Path) -> set[Path]:
         (["-d", "998", "--like", "998", "--network", "plain"], 2, "and --network plans"),
         (["-d", "998", "--like", "998", "--size", "L"], 2, "and --size plans"),
         (["-d", "998", "--size", "H", "-gpu_memory_target", "8", "--no_check"], 5, "STU-Net-H needs"),
+        (["-d", "998", "-num_parts", "2", "-part_id", "2"], 2, "-part_id 2 with -num_parts 2"),
+        (["-d", "998", "-num_parts", "2", "--clean"], 2, "--clean is for all cases at once"),
+        (["-d", "998", "-num_parts", "2", "--merge"], 3, "nothing to merge: no part has left a record"),
     ],
 )
 def test_mistakes_end_in_one_line_and_write_nothing(
@@ -130,6 +134,59 @@ def test_planning_again_preprocesses_nothing_again(
     assert main(["-d", "998", "--size", "T", "-c", "3d_fullres", "-npfp", "1", "-np", "1"]) == 0
     assert {path: path.stat().st_mtime_ns for path in data.glob("*.b2nd")} == before
     assert "next: stunet_train 998 3d_fullres 0" in capsys.readouterr().err
+
+
+def test_parts_check_and_analyse_first_and_preprocess_once_all_cases_are_planned(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    command = ["-d", "998", "--size", "T", "-c", "3d_fullres", "-npfp", "1", "-np", "1"]
+
+    def run(part: int, *more: str) -> str:
+        assert main([*command, "-num_parts", "2", "-part_id", str(part), *more]) == 0
+        return capsys.readouterr().err
+
+    def written(folder: Path) -> dict[str, bytes]:
+        names = ["dataset_fingerprint.json", "STUNetPlans_T.json", "dataset.json", "gt_segmentations"]
+        found = [folder / name for name in (*names[:3], "STUNetPlans_3d_fullres/.stunet/manifest.json")]
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in found}
+        data = [*(folder / names[3]).iterdir(), *(folder / "STUNetPlans_3d_fullres").glob("*.pkl")]
+        return files | {path.name: path.read_bytes() for path in data}
+
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "one"))
+    assert main(command) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "many"))
+    many = tmp_path / "many" / raw.name
+    assert "part 1 of 2 is done; missing: 0 (not run yet)" in run(1)
+    assert sorted(path.name for path in many.iterdir()) == [".parts"]
+    said = run(0)  # the last: it plans, and preprocesses its cases
+    assert "fold" not in said
+    assert "part 0 of 2 is done; missing: 1 (not run yet)" in said
+    assert "check Dataset998" not in (said := run(1))
+    assert "next: stunet_train 998 3d_fullres 0" in said
+    assert written(many) == written(tmp_path / "one" / raw.name)
+    plans = (many / "STUNetPlans_T.json").read_bytes()
+    (many / "STUNetPlans_3d_fullres/.stunet/manifest.json").unlink()
+    (many / "dataset_fingerprint.json").unlink()
+    assert main([*command, "--merge"]) == 0
+    assert (many / "STUNetPlans_T.json").read_bytes() == plans
+    assert written(many) == written(tmp_path / "one" / raw.name)
+
+
+@pytest.mark.process
+def test_an_array_of_parts_preprocesses_what_one_run_does(pre: Path) -> None:
+    data = pre / "STUNetPlans_3d_fullres"
+    manifest, cases = data / ".stunet/manifest.json", {path.name for path in data.glob("*.pkl")}
+    command = ["-d", 998, "-p", "STUNetPlans_T", "-c", "3d_fullres", "-np", 1, "-npfp", 1]
+    assert main([str(each) for each in command]) == 0
+    before = manifest.read_bytes(), {name: (data / name).read_bytes() for name in cases}
+    shutil.rmtree(data)
+    kill_while_it_waits(data / ".stunet/parts", lambda: start_task(main, command, 2))
+    run_tasks(main, command, [3, 0])
+    assert not manifest.exists()
+    run_tasks(main, command, [1, 2])
+    assert (manifest.read_bytes(), {name: (data / name).read_bytes() for name in cases}) == before
 
 
 def test_a_dry_run_shows_plans_as_they_are_and_says_what_they_lack(

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stunet.files import write_json
 from stunet.inference.predictor import Predictor
 from tests.loops import for_each
 from tests.predictor_models import SMALL, make_model, write_image
+from tests.processes import run_tasks, start_task
 
 DATASET = "Dataset007_Test"
 MODEL = "STUNetTrainer__STUNetPlans__3d_fullres"
@@ -165,6 +167,74 @@ def test_parts_share_the_cases_and_leave_temporary_files_of_others(place: Path) 
     assert predict("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres", "-num_parts", 2, "-part_id", 1) == 0
     assert "b.nii.gz" in names("out")
     assert [name for name in names("out") if name.startswith((".", "a"))] == [".part-1-a.nii.gz"]
+
+
+def test_parts_write_what_one_run_writes_and_the_last_what_belongs_to_all(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in/broken_0000.nii.gz").write_bytes(b"no image")
+    command = ("-i", "in", "-d", 7, "-c", "3d_fullres", "--statistics", "--preview", "--report")
+    assert predict(*command, "one.json", "-o", "one") == 3
+    parts = (*command, "many.json", "-o", "many", "-num_parts", 2)
+    assert predict(*parts, "-part_id", 1) == 0
+    assert "part 1 of 2 is done; missing: 0 (not run yet). The last to finish merges" in capsys.readouterr().err
+    assert names("many") == ["b.nii.gz", "b_preview.png"]
+    assert not Path("many.json").exists()
+    assert predict(*parts, "--merge") == 3
+    assert "of 2 parts, 1 are missing: 0 (not run yet)" in capsys.readouterr().err
+    assert predict(*parts, "-part_id", 0) == 3
+    assert names("many") == names("one")
+    for name in names("one"):
+        content = Path("many", name).read_bytes()
+        assert content.replace(b'"many"', b'"one"') == Path("one", name).read_bytes(), name
+    assert [case["name"] for case in json.loads(Path("many.json").read_text())["cases"]] == ["a", "b", "broken"]
+    # Once more: a part that is done is kept with --continue_prediction, and merging does no case.
+    for name in ("statistics.json", "dataset.json"):
+        Path("many", name).unlink()
+    results = {path: path.stat().st_mtime_ns for path in Path("many").glob("*.nii.gz")}
+    assert predict(*parts, "--continue_prediction", "-part_id", 1) == 0
+    Path("many/dataset.json").unlink()
+    assert predict(*parts, "--merge") == 3
+    assert "case 'broken' failed" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in Path("many").glob("*.nii.gz")} == results
+    for name in ("statistics.json", "statistics.csv", "dataset.json"):
+        assert Path("many", name).read_bytes() == Path("one", name).read_bytes()
+
+
+def test_parts_of_different_models_do_not_share_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("-i", "in", "-o", "out", "-d", 7, "-c", "3d_fullres", "-num_parts", 3)
+    assert predict(*command, "-part_id", 2) == 0  # there are two cases
+    assert "part 2 of 3 is done" in capsys.readouterr().err
+    assert predict(*command, "-part_id", 0, "--disable_tta", "--disable_progress_bar") == 3
+    assert "the results in 'out' were made with other mirroring" in error(capsys)[0]
+    assert not Path("out/a.nii.gz").exists()
+    assert predict("-i", "in/a_0000.nii.gz", "-o", "a.nii.gz", *command[4:], "-part_id", 0) == 2
+    assert "is one file, which parts cannot share" in error(capsys)[0]
+
+
+@pytest.mark.process
+def test_an_array_of_parts_predicts_what_one_run_predicts(place: Path) -> None:
+    for seed in range(8):
+        write_image(place / f"many/{seed}_0000.nii.gz", seed, SMALL)
+    model = place / "nnUNet_results" / DATASET / MODEL
+
+    def command(out: str) -> list[Any]:
+        where = ["-i", place / "many", "-o", place / out, "--model", model]
+        return [*where, "-device", "cpu", "--statistics", "--disable_progress_bar"]
+
+    assert main(list(map(str, command("one")))) == 0
+    killed = start_task(main, command("array"), 2)
+    while not (place / "array/2.nii.gz").exists():
+        assert killed.is_alive()
+        time.sleep(0.01)
+    killed.kill()
+    killed.join()
+    for tasks in ([3, 0], [1, 2]):
+        assert "dataset.json" not in names(place / "array")
+        run_tasks(main, command("array"), tasks)
+    assert names("array") == names("one")
+    for name in set(names("one")) - {"predict_from_raw_data_args.json"}:  # which has the folder's name
+        assert Path("array", name).read_bytes() == Path("one", name).read_bytes(), name
 
 
 def test_a_cascade_predicts_its_previous_stage_first_or_takes_it(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,7 +14,7 @@ from stunet.cli import convert as command
 from stunet.datasets.conversion import Conversion
 from stunet.datasets.totalsegmentator import Options, prepare_totalsegmentator
 from stunet.errors import DataError
-from tests.processes import forked_from_the_server
+from tests.processes import forked_from_the_server, kill_while_it_waits, run_tasks, start_task
 from tests.totalsegmentator_layout import RELEASES, box, write_release
 
 SPLIT = {"s0001": "train", "s0002": "val", "s0003": "test"}
@@ -38,8 +39,37 @@ def names(conversion: Conversion) -> list[str]:
 def run(conversion: Conversion, workers: int = 1) -> dict[str, bytes]:
     """Runs it and returns the bytes of all visible files of the dataset."""
     conversion.run(conversion.pending(), workers)
-    files = [path for path in conversion.target.rglob("*.*") if path.is_file() and ".stunet" not in path.parts]
-    return {str(path.relative_to(conversion.target)): path.read_bytes() for path in files}
+    return all_files(conversion.target)
+
+
+def all_files(target: Path) -> dict[str, bytes]:
+    files = [path for path in target.rglob("*.*") if path.is_file() and ".stunet" not in path.parts]
+    return {str(path.relative_to(target)): path.read_bytes() for path in files}
+
+
+@pytest.mark.process
+def test_an_array_of_parts_writes_what_one_run_writes(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = run(prepare(source))
+    target = prepare(source).target
+    shutil.rmtree(target)
+    arguments = ["totalsegmentator", "-i", source, "-d", 101, "--name", "TS", "--classes", "organs", "-np", 1]
+    arguments += ["-o", target.parent]
+    kill_while_it_waits(target.with_name(f".parts-{target.name}"), lambda: start_task(command.main, arguments, 0))
+    run_tasks(command.main, arguments, [1, 2, 3])  # all begin at once; there are three cases for four parts
+    assert not (target / "dataset.json").exists()
+    merge = [*map(str, arguments), "--merge"]
+    assert command.main(merge) == 3
+    assert "of 4 parts, 1 are missing: 0 (not run yet)" in capsys.readouterr().err
+    run_tasks(command.main, arguments, [0])
+    assert run(prepare(source)) == one == all_files(target)
+    assert not target.with_name(f".parts-{target.name}").exists()  # one run has taken all cases as they were
+    run_tasks(command.main, arguments, [0, 1, 2, 3])
+    (target / "dataset.json").unlink()
+    assert command.main(merge) == 0
+    assert all_files(target) == one
+    os.utime(source / "s0002" / "ct.nii.gz", ns=(1, 1))
+    assert command.main(merge) == 3
+    assert "the files of case 's0002' have changed since its part converted it" in capsys.readouterr().err
 
 
 def test_two_processes_write_what_one_writes(source: Path) -> None:

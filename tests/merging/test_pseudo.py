@@ -1,5 +1,6 @@
 """A teacher adds what a case lacks where it is sure, and never changes what is annotated."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -266,3 +267,29 @@ def test_a_confidence_that_is_no_number_is_a_usage_error(raw: Path, capsys: pyte
     with pytest.raises(SystemExit):
         main(["-d", "900", "--teacher", "x", "--name", NAME, "--confidence", "spleen"])
     assert "'spleen' is not of the form CLASS=0.8" in capsys.readouterr().err
+
+
+def test_parts_write_what_one_run_writes(
+    raw: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["-d", "900", "--teacher", str(teacher), "--name", NAME, "--min_confidence", "0.4", "-device", "cpu"]
+    command += ["--orientation", "RAS", "--disable_tta"]
+
+    def written() -> dict[str, bytes]:
+        paths = [path for path in (raw.parent / NAME).rglob("*") if path.is_file()]
+        return {str(path.relative_to(raw.parent)): path.read_bytes() for path in paths}
+
+    assert main(command) == 0
+    one = written()
+    shutil.rmtree(raw.parent / NAME)
+    capsys.readouterr()
+    assert main([*command, "-num_parts", "2", "-part_id", "1"]) == 0
+    assert "part 1 of 2 is done; missing: 0 (not run yet)" in capsys.readouterr().err
+    assert not (raw.parent / NAME).exists()
+    assert main([*command, "-num_parts", "2", "--merge"]) == 3
+    assert "of 2 parts, 1 are missing: 0" in capsys.readouterr().err
+    assert main([*command, "-num_parts", "2", "-part_id", "0"]) == 0
+    assert written() == one
+    assert main([*command, "-num_parts", "2", "-part_id", "1"]) == 0
+    assert "it is there already" in capsys.readouterr().err
+    assert not [path for path in raw.parent.iterdir() if path.name.startswith(".parts")]

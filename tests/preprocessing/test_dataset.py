@@ -22,9 +22,18 @@ import pytest
 import SimpleITK as sitk
 
 from stunet.errors import DataError, OutOfMemoryError, UsageError
+from stunet.files import exclusive_lock, shared_lock
 from stunet.machine import SHARE, memory_limit
+from stunet.parts import Part
 from stunet.plans.plan import Plan
-from stunet.preprocessing.dataset import pending_cases, preprocess, preprocessed_cases, read_manifest, settings_of
+from stunet.preprocessing.dataset import (
+    merge_parts,
+    pending_cases,
+    preprocess,
+    preprocessed_cases,
+    read_manifest,
+    settings_of,
+)
 from stunet.preprocessing.worker import PER_VOXEL, fitting_workers
 from stunet.workspace import VARIABLES, preprocessed_dataset
 from tests.processes import forked_from_the_server, in_two_processes
@@ -33,6 +42,7 @@ DATASET = "Dataset901_Tiny"
 CASES = ["case_1", "case_2", "case_3"]
 RUN = """
 import json, sys
+from stunet.parts import Part
 from stunet.plans.plan import Plan
 from stunet.preprocessing import dataset
 
@@ -373,3 +383,55 @@ def test_a_manifest_that_cannot_be_read_is_named_and_a_missing_one_is_not(
     (tmp_path / ".stunet" / "manifest.json").write_text("{")
     assert read_manifest(tmp_path) is None
     assert "manifest.json' is not valid JSON" in caplog.text
+
+
+def _part(number: int, plans: dict, count: int = 2) -> str:
+    return preprocess(DATASET, Plan(plans), ["3d_fullres"], 1, part=Part(number, count))
+
+
+def test_parts_make_what_one_run_makes_and_the_last_writes_the_manifest(plans: dict, raw: Path) -> None:
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
+    folder, whole = _data(), raw.parents[1] / "whole"
+    whole_manifest = (folder / ".stunet/manifest.json").read_bytes()
+    folder.rename(whole)
+    assert _part(1, plans) == "0 (not run yet)"
+    assert not (folder / ".stunet/manifest.json").exists()
+    assert {path.name for path in folder.glob("case_*")} == {"case_2.b2nd", "case_2.pkl", "case_2_seg.b2nd"}
+    (folder / "removed.pkl").touch()
+    with pytest.raises(DataError, match=r"of 2 parts, 1 are missing: 0"):
+        merge_parts(DATASET, Plan(plans), ["3d_fullres"], 1)
+    assert _part(0, plans) == ""
+    assert (folder / ".stunet/manifest.json").read_bytes() == whole_manifest
+    # The arrays: of two equal runs, too, blosc2's files may differ in bytes that belong to no voxel.
+    np.testing.assert_equal(_content(folder), _content(whole))
+    assert _complete(folder, CASES)
+    times = _times(folder)
+    assert _part(1, plans) == ""
+    assert _times(folder) == times
+    # A part that has to do a case again withdraws its record until it is done; the case is its own alone.
+    (folder / "case_2.pkl").unlink()
+    assert pending_cases(DATASET, Plan(plans), ["3d_fullres"], Part(0, 2)) == []
+    assert pending_cases(DATASET, Plan(plans), ["3d_fullres"], Part(1, 2)) == [("3d_fullres", "case_2")]
+    assert _part(1, plans) == ""
+    assert {name for name, time in _times(folder).items() if times[name] != time} >= {"case_2.pkl"}
+    assert _complete(folder, CASES)
+
+
+def test_what_parts_have_done_counts_for_other_numbers_of_parts_and_for_one_run(plans: dict, raw: Path) -> None:
+    assert _part(0, plans).startswith("1")
+    times = _times(_data())
+    assert _part(0, plans, count=3).startswith("1")
+    assert not times.items() - _times(_data()).items()  # case_1 is the first of both; case_3 is of another part now
+    preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
+    assert not {n: t for n, t in times.items() if n.startswith("case_")}.items() - _times(_data()).items()
+    assert _complete(_data(), CASES)
+    assert not (_data() / ".stunet/parts").exists()
+
+
+def test_parts_share_a_folder_that_one_run_has_alone(plans: dict) -> None:
+    with shared_lock(_data() / ".stunet/lock", "", ""):
+        assert _part(0, plans).startswith("1")
+        with pytest.raises(DataError, match="another run is preprocessing"):
+            preprocess(DATASET, Plan(plans), ["3d_fullres"], 1)
+    with exclusive_lock(_data() / ".stunet/lock-part-1", "", ""), pytest.raises(DataError, match="another run is"):
+        _part(1, plans)

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from stunet import workspace
 from stunet.cli.plan_and_preprocess import main
 from stunet.datasets import RawCase
-from stunet.datasets.check import ReadCase, check_and_see
+from stunet.datasets.check import ReadCase, examine
 from stunet.files import read_json, write_json
 from stunet.plans.files import plan_path, read_plan
 from stunet.plans.plan import Plan
@@ -26,8 +26,8 @@ def plan(planned: str) -> Plan:
 
 def looks_at(folder: Path) -> list[dataset.Look]:
     names = sorted(path.name.removesuffix("_0000.nii.gz") for path in (folder / "imagesTr").iterdir())
-    _, looks = check_and_see(folder, dataset.observer(names, read_json(folder / "dataset.json")))
-    return looks
+    checked = examine(folder, see=dataset.observer(names, read_json(folder / "dataset.json")))
+    return [case.seen for case in checked.values()]
 
 
 def test_the_command_writes_a_page_about_the_dataset(pre: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,7 +214,10 @@ def test_what_cannot_be_reported_is_said_in_two_lines(
 def test_reports_link_to_the_viewer(fold: Path, tmp_path: Path) -> None:
     write_reports(fold)
     page = check_page(fold / "report.html")
-    assert "In the viewer, from the folder fold_0: stunet_view -d Dataset998_Phantom validation --case phantom_" in page.text
+    assert (
+        "In the viewer, from the folder fold_0: stunet_view -d Dataset998_Phantom validation --case phantom_"
+        in page.text
+    )
     write_reports(fold.parent, with_views=True)
     views = sorted((fold / "views").glob("*.html"))
     assert len(views) == len(list((fold / "validation").glob("*.nii.gz")))
