@@ -112,25 +112,26 @@ def show(findings: "Sequence[Finding]") -> None:
 
 def report(union: "Union", estimate: "Estimate") -> None:
     """Show what the union would be: its sources, labels, overlapping regions and size."""
-    from stunet.report import merging
+    from stunet.merging import page as pages
 
-    console.table(list(merging.SOURCES), merging.sources(union), union.recipe.name)
+    console.table(list(pages.SOURCES), pages.sources(union), union.recipe.name)
     console.result("")
-    console.table(list(merging.LABELS), merging.labels(union))
-    if overlapping := merging.overlaps(union):
+    console.table(list(pages.LABELS), pages.labels(union))
+    if overlapping := pages.overlaps(union):
         console.result("")
-        console.table(list(merging.OVERLAPS), overlapping)
+        console.table(list(pages.OVERLAPS), overlapping)
     console.result("")
-    for name, value in merging.sizes(union, estimate):
+    for name, value in pages.sizes(union, estimate):
         console.result(f"{name}: {value}")
 
 
 def _write_page(recipe: "Recipe", checked: "CheckedUnion", findings: "Sequence[Finding]") -> None:
     """Write the report beside the recipe."""
+    from stunet.merging import page as pages
     from stunet.merging.check import page_of
-    from stunet.report import merging, page
+    from stunet.report import page
 
-    page.write(merging.page(recipe, checked, findings), page_of(recipe))
+    page.write(pages.page(recipe, checked, findings), page_of(recipe))
     console.note(f"wrote {page_of(recipe)}")
 
 

@@ -106,7 +106,7 @@ def is_in_parts(request: PlanningRequest) -> bool:
 def check_parts(request: PlanningRequest) -> None:
     """Raise UsageError if parts do not exist, or are asked for what only a run for all cases can do."""
     Part(request.part_id, request.num_parts)
-    for option in ("dry_run", "clean", "report") if is_in_parts(request) else ():
+    for option in ("dry_run", "clean") if is_in_parts(request) else ():
         if getattr(request, option):
             raise UsageError(f"--{option} is for all cases at once", f"-num_parts 1 with --{option}, or leave it out")
 
