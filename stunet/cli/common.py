@@ -173,14 +173,29 @@ def add_part_flags(parser: argparse.ArgumentParser) -> None:
     add("--merge", action="store_true", help="do no case: write what the last of the parts would write")
 
 
-def parts(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a request that add_part_flags() gives; say which part of a Slurm array this is."""
+def parts(args: argparse.Namespace, *files: Path) -> dict[str, Any]:
+    """Return the fields of a request that add_part_flags() gives; say which part of a Slurm array this is.
+
+    Args:
+        args: Of the command.
+        files: What it reads and writes. If one is an image, as where each task of an array has its own, there is
+            nothing to share: the array does not count.
+    """
     if args.merge:
         return {"num_parts": Part(0, args.num_parts or 1).count, "merge": True}
+    if args.num_parts is None and args.part_id is None and any(_is_image(path) for path in files):
+        return {}
     part = part_of(args.num_parts, args.part_id)
     if not part.is_whole and args.part_id is None:
         console.note(f"{part}, by the Slurm array; -num_parts 1 takes all cases")
     return {"num_parts": part.count, "part_id": part.number}
+
+
+def _is_image(path: Path) -> bool:
+    """Return whether a path names a single image, which need not exist yet, and neither a folder nor a list."""
+    from stunet.datasets.listing import ending_of
+
+    return bool(ending_of(path.name)) and not path.is_dir()
 
 
 def fold(text: str) -> int | str:

@@ -86,7 +86,7 @@ def _command(args: argparse.Namespace) -> None:
         labels=args.labels,
         csv=args.csv,
         report=_report(args),
-        **parts(args),
+        **parts(args, args.pred_folder),
     )
     evaluate(request, ShownAsJson() if args.json else Shown())
 

@@ -54,7 +54,7 @@ def _command(args: argparse.Namespace) -> int:
         threads=args.threads,
         overwrite=args.overwrite,
         accept_licence=args.accept_licence,
-        **common.parts(args),
+        **common.parts(args, args.i),
     )
     errors = features(request, Shown(not args.disable_progress_bar)).errors
     # Cases fail one by one; if all failed for the same reason, the exit code says so.

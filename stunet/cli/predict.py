@@ -55,7 +55,7 @@ def _command(args: argparse.Namespace) -> int:
         save_probabilities=args.save_probabilities,
         continue_prediction=args.continue_prediction,
         prev_stage_predictions=args.prev_stage_predictions,
-        **common.parts(args),
+        **common.parts(args, args.i, args.o),
         device=args.device,
         not_on_device=args.not_on_device,
         max_memory=args.max_memory,

@@ -52,7 +52,8 @@ def analyse(dataset: str, request: PlanningRequest, readers: int, listener: List
         found = [load_analyses(place / content["analyses"]) for content in contents]
         # Case i is in part i modulo their number.
         ordered = [found[i % part.count][i // part.count] for i in range(sum(map(len, found)))]
-        write_fingerprint(dataset, ordered)
+        with workspace.planning(dataset, wait=lambda what: None):
+            write_fingerprint(dataset, ordered)
         checked = {name: case for content in contents for name, case in content["checked"].items()}
         if checked:
             cases = {name: CheckedCase.from_json(case) for name, case in checked.items()}

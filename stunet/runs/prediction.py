@@ -195,8 +195,10 @@ def predict(request: PredictionRequest, listener: Listener | None = None) -> Pre
     if previous := request.prev_stage_predictions:
         cases = [case if case.error else _with_previous(case, previous, model) for case in cases]
     folder, cases = _output(request, model, cases)
-    all_names = [case.name for case in cases]
-    cases = [] if request.merge else Part(request.part_id, request.num_parts).take(cases)
+    all_names, part = [case.name for case in cases], Part(request.part_id, request.num_parts)
+    cases = [] if request.merge else part.take(cases)
+    if not cases and not request.merge:
+        listener.warn(f"{part} has no case: there are {len(all_names)} in all; -num_parts 1 takes them")
     set_threads(request.threads)
     stages = _stages(request, model, system)
     if request.dry_run:

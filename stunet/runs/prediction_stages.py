@@ -128,8 +128,8 @@ def _run_stage(run: StageRun, cases: "list[InputCase]") -> str:
         pipeline = Pipeline(
             run.stage, target, run.products, request.max_memory, windows.begin, windows.window, not whole_folder
         )
-        # Temporary files of other parts of the same run are in use.
-        pipeline.remove_leftovers(None if ours and request.num_parts == 1 else cases)
+        # Temporary files of other parts of the same run are in use; those of an index may be in folders below.
+        pipeline.remove_leftovers(None if ours and request.num_parts == 1 and not run.index else cases)
         shared = gathered_by(run, pipeline, whole_folder)
         keep, index = request.continue_prediction and whole_folder, run.index
         if index:

@@ -212,6 +212,23 @@ def test_parts_of_different_models_do_not_share_a_folder(place: Path, capsys: py
     assert "is one file, which parts cannot share" in error(capsys)[0]
 
 
+def test_a_slurm_array_of_which_each_task_has_an_image_shares_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    model = ("-d", 7, "-c", "3d_fullres")
+    assert predict("-i", "in/a_0000.nii.gz", "-o", "a.nii.gz", *model) == 0
+    assert Path("a.nii.gz").is_file()
+    assert "part" not in capsys.readouterr().err
+    assert predict("-i", "in", "-o", "out", *model) == 0
+    said = capsys.readouterr().err
+    assert "part 3 of 4, by the Slurm array; -num_parts 1 takes all cases" in said
+    assert "part 3 of 4 has no case: there are 2 in all" in said
+    assert predict("-i", "in", "-o", "out", *model, "-num_parts", 1) == 0
+    assert {"a.nii.gz", "b.nii.gz", "dataset.json"} <= set(names("out"))
+
+
 @pytest.mark.process
 def test_an_array_of_parts_predicts_what_one_run_predicts(place: Path) -> None:
     for seed in range(8):

@@ -402,7 +402,7 @@ def test_parts_make_what_one_run_makes_and_the_last_writes_the_manifest(plans: d
         merge_parts(DATASET, Plan(plans), ["3d_fullres"], 1)
     assert _part(0, plans) == ""
     assert (folder / ".stunet/manifest.json").read_bytes() == whole_manifest
-    # The arrays: of two equal runs, too, blosc2's files may differ in bytes that belong to no voxel.
+    # The arrays: the files of two equal runs in one process differ, too.
     np.testing.assert_equal(_content(folder), _content(whole))
     assert _complete(folder, CASES)
     times = _times(folder)
