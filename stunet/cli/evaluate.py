@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet import console
-from stunet.cli.common import new_parser, run
+from stunet.cli.common import add_cluster_flag, new_parser, run
 from stunet.cli.shown import Shown
 from stunet.runs.evaluation import MAX_PROCESSES, EvaluationRequest, EvaluationResult, evaluate
 
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="also write a page for readers: classes, volumes, worst cases (report.html in pred_folder)",
     )
+    add_cluster_flag(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
     return run(parser, _command, argv)
 
@@ -85,6 +86,7 @@ def _command(args: argparse.Namespace) -> None:
         labels=args.labels,
         csv=args.csv,
         report=_report(args),
+        cluster=args.cluster,
     )
     evaluate(request, ShownAsJson() if args.json else Shown())
 

@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="also write a page about the dataset beside the plans (reads it once more)",
     )
+    common.add_cluster_flag(parser)
     parser.add_argument("--no_pp", action="store_true", help="plan only")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
     return common.run(parser, _command, argv)
@@ -120,5 +121,6 @@ def _command(args: argparse.Namespace) -> None:
         no_pp=args.no_pp,
         dry_run=args.dry_run,
         report=args.report,
+        cluster=args.cluster,
     )
     common.raise_last(plan_each(request, args.d, Shown(not args.no_pbar)), "stunet_plan_and_preprocess")

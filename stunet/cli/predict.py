@@ -65,6 +65,7 @@ def _command(args: argparse.Namespace) -> int:
         statistics=args.statistics,
         preview=args.preview,
         report=args.report,
+        cluster=args.cluster,
         npp=args.npp,
         nps=args.nps,
         verbose=args.verbose,
@@ -150,6 +151,7 @@ def _new_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="times, memory, versions, hashes: JSON, or a page for readers if it ends with .html",
     )
+    common.add_cluster_flag(parser)
     add("--disable_progress_bar", action="store_true", help="show no progress")
     common.add_licence_flag(parser)
     add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")

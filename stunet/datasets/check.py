@@ -23,18 +23,18 @@ from stunet.images import Reader
 from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import FILE, load_annotations
 from stunet.nifti import check_nifti
-from stunet.workers import map_all
+from stunet.workers import Workers, map_all
 
 # What nnU-Net's readers raise for an unreadable file: errors of ITK, zlib, nibabel, tifffile, and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
 
 
-def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None] | None = None) -> list[str]:
+def check_dataset(folder: Path, workers: Workers = 1, on_case: Callable[[str], None] | None = None) -> list[str]:
     """Read and check every training case of a raw dataset once.
 
     Args:
         folder: nnUNet_raw/DatasetXXX_Name.
-        workers: Number of reading processes.
+        workers: Number of reading processes, or workers of a cluster.
         on_case: Called with a case's name once it has been read.
 
     Returns:

@@ -22,7 +22,7 @@ from stunet.evaluation import metrics
 from stunet.evaluation.segmentations import check_same_grid, read_segmentation
 from stunet.labels.systems import LabelSystem, apply_lookup
 from stunet.names import csv_cells
-from stunet.workers import Outcome, map_cases, raise_failed
+from stunet.workers import Outcome, Workers, map_cases, raise_failed
 
 log = logging.getLogger("stunet")
 
@@ -158,7 +158,7 @@ def evaluate(
     cases: Sequence[CasePair],
     labels: Labels,
     tolerance_mm: float = 1.0,
-    processes: int = 1,
+    workers: Workers = 1,
     advance: Callable[[str], None] = lambda name: None,
     leave_out: Callable[[CasePair, StunetError], None] | None = None,
 ) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def evaluate(
         cases: The files, as found by `pair`.
         labels: The classes.
         tolerance_mm: For NSD.
-        processes: Number of processes; 1 runs in this process.
+        workers: Number of processes, of which 1 is this one, or workers of a cluster.
         advance: Called with the name of each finished case.
         leave_out: Called with each case that cannot be compared, and the reason; the summary then covers the others.
 
@@ -184,7 +184,7 @@ def evaluate(
     """
     compare = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm)
     outcomes: list[Outcome[CasePair, dict[str, dict[str, float]]]] = []
-    for outcome in map_cases(compare, cases, processes, lambda case: case.name):
+    for outcome in map_cases(compare, cases, workers, lambda case: case.name):
         outcomes.append(outcome)
         advance(outcome.case.name)
     # Cases come in the order in which processes finish them.

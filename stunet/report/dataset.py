@@ -23,7 +23,7 @@ from stunet.report.training import FOOTER
 from stunet.results.planes import cut, overlay
 from stunet.results.preview import window_of
 from stunet.results.segmentation import Segmentation
-from stunet.workers import map_cases
+from stunet.workers import Workers, map_cases
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -81,7 +81,7 @@ def look_at(
     cases: Sequence[RawCase],
     rules: Rules,
     dataset: Mapping[str, Any],
-    workers: int = 1,
+    workers: Workers = 1,
     on_case: Callable[[str], None] = lambda name: None,
 ) -> list[Look]:
     """Read every case once, and return what each is.
@@ -90,7 +90,7 @@ def look_at(
         cases: Of the dataset.
         rules: What they satisfy.
         dataset: Content of dataset.json.
-        workers: Number of processes.
+        workers: Number of processes, or workers of a cluster.
         on_case: Called with the name of each case that was read.
     """
     step = max(1, -(-len(cases) // THUMBNAILS))

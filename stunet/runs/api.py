@@ -55,6 +55,7 @@ def plan(
     no_pp: bool = False,
     dry_run: bool = False,
     report: bool = False,
+    cluster: str | None = None,
     listener: Listener | None = None,
 ) -> PlanningResult:
     """Plan a raw dataset and preprocess it, as stunet_plan_and_preprocess does.
@@ -230,6 +231,7 @@ def predict(
     statistics: bool = False,
     preview: bool = False,
     report: str | Path | None = None,
+    cluster: str | None = None,
     npp: int | None = None,
     nps: int | None = None,
     verbose: bool = False,
@@ -278,6 +280,7 @@ def evaluate(
     labels: str | None = None,
     csv: str | Path | None = None,
     report: str | Path | None = None,
+    cluster: str | None = None,
     listener: Listener | None = None,
 ) -> EvaluationResult:
     """Compare predictions with references, as stunet_evaluate does, and write the summary.

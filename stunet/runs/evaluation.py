@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import files, workspace
+from stunet.cluster import Shared, check_cluster, workers_on
 from stunet.errors import DataError, UsageError
 from stunet.kinds import DATASET, read
 from stunet.runs.listener import Listener
@@ -35,6 +36,7 @@ class EvaluationRequest:
         labels: Label system of the references, by name or as a .toml file; None: labels are those of the dataset.json.
         csv: Also write one row per case and class here.
         report: Also write a page for readers here, which ends with .html.
+        cluster: Compare the cases on Dask workers: "local:2", "tcp://host:8786" or "slurm:8"; None: in `np` processes.
     """
 
     gt_folder: Path | None
@@ -48,6 +50,7 @@ class EvaluationRequest:
     labels: str | None = None
     csv: Path | None = None
     report: Path | None = None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +97,12 @@ def evaluate(request: EvaluationRequest, listener: Listener | None = None) -> Ev
     bad: dict[str, str] = {}
     leave_out = (lambda case, error: bad.update({case.name: error.message})) if request.chill else None
     processes = min(MAX_PROCESSES, os.cpu_count() or 1) if request.np is None else request.np
-    with listener.progress("evaluate", len(cases)) as progress:
-        metrics = evaluation.evaluate(cases, labels, request.tolerance, processes, progress.step, leave_out)
+    shared = Shared(read=[file for case in cases[:1] for file in (case.reference, case.prediction)])
+    with (
+        workers_on(request.cluster, processes, shared, listener.note, listener.warn) as workers,
+        listener.progress("evaluate", len(cases)) as progress,
+    ):
+        metrics = evaluation.evaluate(cases, labels, request.tolerance, workers, progress.step, leave_out)
     for name, message in bad.items():
         listener.warn(f"case {name!r} is left out: {message}")
     if request.labels:
@@ -140,6 +147,7 @@ def _raw_images(references: Path) -> dict[str, list[Path]]:
 def _check(request: EvaluationRequest) -> None:
     if request.gt_folder is None and request.dataset is None:
         raise UsageError("only one folder is given", "stunet_evaluate GT PRED, or stunet_evaluate -d ID PRED")
+    check_cluster(request.cluster)
     if request.np is not None and request.np < 1:
         raise UsageError(f"-np {request.np}: at least one process is needed", "-np 1")
     if not isfinite(request.tolerance) or request.tolerance < 0:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stunet import nnunet, workspace
+from stunet.cluster import Shared, check_cluster, workers_on
 from stunet.errors import DataError, StunetError, UsageError, closest
 from stunet.kinds import FINGERPRINT, has_classes, read, read_dataset_json
 from stunet.plans.files import list_planned, list_plans, plan_path, read_dataset_plan, read_plan
@@ -19,6 +20,7 @@ from stunet.plans.plan import PLANNER, Plan
 from stunet.runs.listener import Listener
 from stunet.runs.planner_choice import Followed, find_followed, make_plan, shown
 from stunet.runs.planning_request import CONFIGURATIONS, PlanningRequest, complete, workers_of
+from stunet.workers import Workers
 
 CASCADE = "3d_cascade_fullres"
 WORKERS = {"2d": 8, "3d_lowres": 8}  # upper limits, as in nnU-Net; larger images get fewer because of their memory
@@ -75,6 +77,7 @@ def _prepared(
     request: PlanningRequest, datasets: Sequence[int | str], listener: Listener
 ) -> tuple[list[str], PlanningRequest, str | None, Followed]:
     """Return names of datasets, the request with its preset's values, the preset's normalization, what is followed."""
+    check_cluster(request.cluster)
     names = [_raw_dataset(dataset) for dataset in datasets]
     workspace.folder("nnUNet_preprocessed")
     request, normalization = complete(request, listener)
@@ -111,6 +114,24 @@ def _check_configurations(datasets: Sequence[str], configurations: Sequence[str]
 def _plan_and_preprocess(
     dataset: str, request: PlanningRequest, normalization: str | None, followed: Followed, listener: Listener
 ) -> PlanningResult:
+    target = workspace.preprocessed_dataset(dataset)
+    writes = not (request.dry_run or request.no_pp)
+    if request.cluster and writes:
+        target.mkdir(parents=True, exist_ok=True)
+    shared = Shared([workspace.raw_dataset(dataset) / "dataset.json"], [target] if writes else [])
+    readers = request.npfp or min(8, _cores())
+    with workers_on(request.cluster, readers, shared, listener.note, listener.warn) as workers:
+        return _plan_with(workers, dataset, request, normalization, followed, listener)
+
+
+def _plan_with(
+    workers: Workers,
+    dataset: str,
+    request: PlanningRequest,
+    normalization: str | None,
+    followed: Followed,
+    listener: Listener,
+) -> PlanningResult:
     nnunet.check_nnunet()
     readers = request.npfp or min(8, _cores())
     nnunet.limit_processes()
@@ -120,7 +141,7 @@ def _plan_and_preprocess(
     check_splits(dataset)
     planned = _planned(dataset, request) if request.plans else None
     _check_name(dataset, request)
-    found = None if request.no_check else _check_files(dataset, readers, listener)
+    found = None if request.no_check else _check_files(dataset, workers, listener)
     if planned is None:
         with _scratch(request.dry_run), workspace.planning(dataset):
             planned = _plan(dataset, readers, request, normalization, followed, listener)
@@ -133,9 +154,9 @@ def _plan_and_preprocess(
         return result
     listener.note(f"plans: {path}")
     if request.report:
-        _write_report(result, found, readers, listener)
+        _write_report(result, found, workers, listener)
     if not request.no_pp:
-        _preprocess(dataset, planned, request, listener)
+        _preprocess(dataset, planned, request, listener, workers if request.cluster else None)
         listener.note(f"next: {_training_command(result, request)}")
     return result
 
@@ -163,7 +184,7 @@ def _check_name(dataset: str, request: PlanningRequest) -> None:
         raise UsageError(f"-overwrite_plans_name {name}, and plans of this name are {whose}", "another name")
 
 
-def _write_report(result: PlanningResult, found: list[str] | None, workers: int, listener: Listener) -> None:
+def _write_report(result: PlanningResult, found: list[str] | None, workers: Workers, listener: Listener) -> None:
     """Read all cases again, for the report of the dataset beside its plans."""
     from stunet.datasets import read_dataset
     from stunet.folds import FILE, read_folds
@@ -182,7 +203,7 @@ def _write_report(result: PlanningResult, found: list[str] | None, workers: int,
     listener.note(f"wrote {path}")
 
 
-def _check_files(dataset: str, workers: int, listener: Listener) -> list[str]:
+def _check_files(dataset: str, workers: Workers, listener: Listener) -> list[str]:
     """Return what the check of all files warns of; the listener has been told."""
     from stunet.datasets import read_dataset
     from stunet.datasets.check import check_dataset
@@ -232,7 +253,9 @@ def _plan(
     return make_plan(dataset, fingerprint, request, normalization, followed, listener)
 
 
-def _preprocess(dataset: str, plan: Plan, request: PlanningRequest, listener: Listener) -> None:
+def _preprocess(
+    dataset: str, plan: Plan, request: PlanningRequest, listener: Listener, cluster: Workers | None
+) -> None:
     from stunet.preprocessing.dataset import pending_cases, preprocess, stale_cases
 
     asked, wanted = workers_of(request), request.configurations
@@ -243,7 +266,10 @@ def _preprocess(dataset: str, plan: Plan, request: PlanningRequest, listener: Li
     for position, name in enumerate(wanted):
         if name not in plan.configurations and name in CONFIGURATIONS:
             continue  # this dataset needs no 3d_lowres, or has no third dimension
-        if asked:
+        workers: Workers
+        if cluster is not None:
+            workers = cluster
+        elif asked:
             workers = asked[position if len(asked) > 1 else 0]
         else:
             workers = _fitting(dataset, plan, name, min(WORKERS.get(name, FEWER), _cores()), listener)

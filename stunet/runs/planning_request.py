@@ -57,6 +57,8 @@ class PlanningRequest:
         no_pp: Plan only.
         dry_run: Plan, and write nothing.
         report: Also write a page about the dataset beside its plans, for which all cases are read once more.
+        cluster: Check and preprocess the cases on Dask workers: "local:2", "tcp://host:8786" or "slurm:8"; None: in
+            processes here.
     """
 
     dataset: int | str
@@ -84,6 +86,7 @@ class PlanningRequest:
     no_pp: bool = False
     dry_run: bool = False
     report: bool = False
+    cluster: str | None = None
 
     @property
     def follows_weights(self) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stunet import workspace
+from stunet.cluster import check_cluster
 from stunet.errors import DataError, StunetError, UsageError, WeightsError
 from stunet.results.formats import DEFAULT, FORMATS
 from stunet.runs.devices import choose_device, set_threads
@@ -65,6 +66,8 @@ class PredictionRequest:
         preview: Also write a picture of each case.
         report: A JSON file for times per stage, memory, versions and hashes; or a page for readers, with volumes and
             previews where these are asked for, if it ends with .html.
+        cluster: Predict on Dask workers: "local:2", "tcp://host:8786" or "slurm:8", each with `max_memory` and
+            `threads`; None: in this process.
         npp: Recorded as nnU-Net does, without effect: one thread preprocesses.
         nps: Recorded as nnU-Net does, without effect: this process writes the results.
         verbose: Let nnU-Net print what it does.
@@ -103,6 +106,7 @@ class PredictionRequest:
     statistics: bool = False
     preview: bool = False
     report: Path | None = None
+    cluster: str | None = None
     npp: int | None = None
     nps: int | None = None
     verbose: bool = False
@@ -209,6 +213,7 @@ def _checked(request: PredictionRequest) -> PredictionRequest:
             raise UsageError(
                 f"--save_probabilities has all of the model's classes, not those of --{option}", "one of the two"
             )
+    check_cluster(request.cluster)
     if request.fast and request.prev_stage_predictions:
         raise UsageError("--fast has no previous stage", "leave out -prev_stage_predictions")
     if not 0 < request.step_size <= 1:

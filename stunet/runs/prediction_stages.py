@@ -12,11 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stunet.cluster import Shared, workers_on
 from stunet.errors import DataError, Interrupted, StunetError
 from stunet.files import exclusive_lock, shared_lock
 from stunet.results.formats import DEFAULT
 from stunet.runs.listener import Listener, Progress
 from stunet.runs.prediction import PredictedCase, PredictionRequest
+from stunet.runs.prediction_elsewhere import predict_on
+from stunet.workers import Workers
 
 if TYPE_CHECKING:
     from stunet.inference.cases import InputCase
@@ -59,7 +62,14 @@ def run_stages(
     names, ending = [case.name for case in cases], ""
     _make_writable(folder)
     try:
-        with _reserved(request, cases, folder), _terminable(listener):
+        read = [file for stage in stages for file in stage.model.checkpoint_files]
+        read += [file for case in cases[:1] for file in case.files if file.exists()]
+        shared = Shared(read, [folder])
+        with (
+            _reserved(request, cases, folder),
+            _terminable(listener),
+            workers_on(request.cluster, 1, shared, listener.note, listener.warn, request.max_memory) as workers,
+        ):
             while stages:
                 stage = stages.pop(0)
                 name = stage.configuration_name
@@ -67,7 +77,7 @@ def run_stages(
                 if stages:
                     cascade = stages[0].configuration_name
                     listener.note(f"{cascade} is a cascade: predicting {name} first, into {str(target)!r}")
-                ending = _run_stage(request, stage, cases, target, not stages, report, errors, listener)
+                ending = _run_stage(request, stage, cases, target, not stages, workers, report, errors, listener)
                 previous = stage.model.ending
                 cases = [
                     replace(case, previous=target / f"{case.name}{previous}")
@@ -106,6 +116,7 @@ def _run_stage(
     cases: "list[InputCase]",
     target: Path,
     last: bool,
+    workers: Workers,
     report: "RunReport | None",
     errors: dict[str, StunetError],
     listener: Listener,
@@ -136,7 +147,12 @@ def _run_stage(
             pipeline.write_label_table()
         # Not known before: what is done, and still valid, is left out.
         progress.total = len(todo)
-        for outcome in _follow(pipeline, todo, progress, report, request, errors):
+        outcomes = (
+            predict_on(workers, request, pipeline, not whole_folder, listener.warn, todo)
+            if request.cluster
+            else pipeline.run(todo)
+        )
+        for outcome in _follow(pipeline, outcomes, todo, progress, report, request, errors):
             if whole_folder:
                 write_case_record(target, outcome.case)
             if last:
@@ -146,6 +162,7 @@ def _run_stage(
 
 def _follow(
     pipeline: "Pipeline",
+    outcomes: "Iterator[Outcome]",
     cases: "list[InputCase]",
     progress: Progress,
     report: "RunReport | None",
@@ -157,13 +174,14 @@ def _follow(
 
     new, measured = {case.name for case in cases}, {}
     try:
-        for outcome in pipeline.run(cases):
+        for outcome in outcomes:
             progress.step(outcome.case.name)
             if report:
                 report.cases.append(outcome.report)
             if outcome.statistics:  # they may exist even if another requested result failed
                 measured[outcome.case.name] = outcome.statistics
-                add_statistics(pipeline.folder, measured, new)
+                # By name, in whatever order cases are done.
+                add_statistics(pipeline.folder, dict(sorted(measured.items())), new)
             if outcome.error:
                 errors[outcome.case.name] = outcome.error
             else:

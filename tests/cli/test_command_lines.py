@@ -75,15 +75,15 @@ NNUNET = {
 # Ours. A new flag is added here, to the docs and to the changelog in one commit.
 OUR_FLAGS = {
     "plan_and_preprocess": "-p --size --network --preset --stages --spacing --pretrained --accept_licence --like "
-    "--checkpointing --probe --dry_run --no_check --report",
+    "--checkpointing --probe --dry_run --no_check --report --cluster",
     "train": "-d -c -f --size --network --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained "
     "--finetune --head --list --fsdp --transfer --inflate --accept_licence --name --last --log",
     "pretrain": "-d --method --list -c -p --like --size --network --stages -gpu_memory_target --preset --set --augment "
     "--skip_bad --dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing --pretrained --transfer "
     "--inflate --accept_licence --name --log",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
-    "--roi_subset --format --statistics --preview --report --dry_run --accept_licence --last",
-    "evaluate": "-d --tolerance --labels --csv --json --report",
+    "--roi_subset --format --statistics --preview --report --cluster --dry_run --accept_licence --last",
+    "evaluate": "-d --tolerance --labels --csv --json --report --cluster",
     "experiment": "-o --dry_run --summary_only -j -device --json --accept_licence",
     "rank": "-d --models --scores --cases -f --points --layers --seed -o -step_size -device --precision --threads "
     "--finetune --set -c -p -j --json --disable_progress_bar --accept_licence",
