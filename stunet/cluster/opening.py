@@ -6,8 +6,10 @@ what is opened.
 
 import logging
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from shutil import which
 from typing import TYPE_CHECKING, Any
 
 from stunet.cluster import FORM, Shared, check_cluster
@@ -17,6 +19,7 @@ from stunet.machine import GB
 if TYPE_CHECKING:
     from stunet.cluster.crew import Crew
 
+JOBS_FILE = "~/.config/dask/jobqueue.yaml"  # dask-jobqueue's
 CONNECT_S = 10  # to wait for a scheduler
 CLOSE_S = 5  # to wait for a scheduler or workers when they are left
 # Of the workers that are started here. Images and networks are no data of Dask's, which it could write to disk; and a
@@ -108,20 +111,32 @@ def _as_jobs(jobs: int, memory_gb: float | None) -> Iterator[Any]:
     import dask
     from dask_jobqueue import SLURMCluster
 
+    if which("sbatch") is None:
+        what = "--cluster slurm: there is no sbatch here"
+        raise DataError(what, "the same command where jobs are submitted, or --cluster tcp://host:8786")
+    needed = ["cores", "memory"] if memory_gb is None else ["cores"]
+    if missing := [key for key in needed if not dask.config.get(f"jobqueue.slurm.{key}")]:
+        what = f"--cluster slurm: nothing says what a job gets ({', '.join(missing)})"
+        raise UsageError(what, f"write it into {JOBS_FILE}, as docs/cluster.md shows")
     memory: Any = {} if memory_gb is None else {"memory": f"{int(memory_gb * GB)} B"}
     with dask.config.set({"logging": SETTINGS["logging"]}):
+        cluster = SLURMCluster(processes=1, silence_logs=logging.CRITICAL, **memory)
         try:
-            cluster = SLURMCluster(processes=1, silence_logs=logging.CRITICAL, **memory)
-        except (ValueError, TypeError) as error:
-            hint = "write cores, memory and walltime into ~/.config/dask/jobqueue.yaml, as docs/cluster.md shows"
-            raise UsageError(f"--cluster slurm does not know what to ask Slurm for: {last_line(error)}", hint) from None
-        try:
+            _check_job(cluster.job_script())
             # Not scale(), which submits each job once: those that end at their walltime are replaced.
             cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
             yield cluster
         finally:
             with suppress(OSError, TimeoutError, RuntimeError):
                 cluster.close(CLOSE_S)
+
+
+def _check_job(script: str) -> None:
+    """Raise if Slurm would refuse a job: dask-jobqueue tries again forever and tells nobody."""
+    done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise DataError(f"--cluster slurm: Slurm refuses the job: {reason}", f"correct it in {JOBS_FILE}")
 
 
 @contextmanager

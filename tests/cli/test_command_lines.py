@@ -113,7 +113,7 @@ for line in sys.stdin.read().splitlines():
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         importlib.import_module("stunet.cli." + name).main(argv)
-    loaded = {'torch', 'nnunetv2', 'SimpleITK', 'scipy', 'matplotlib', 'rich'} & set(sys.modules)
+    loaded = {'torch', 'nnunetv2', 'SimpleITK', 'scipy', 'matplotlib', 'rich', 'distributed'} & set(sys.modules)
     if loaded or not said.getvalue():
         sys.exit(f"{line}: loaded {loaded}, said {said.getvalue()!r}")
 """
