@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from stunet import console, workspace
 from stunet.cli import live
-from stunet.cli.common import new_parser, run
+from stunet.cli.common import add_cluster_flag, new_parser, run
+from stunet.cluster import Shared, check_cluster, workers_on
 from stunet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _format(
     )
     if named:
         parser.add_argument("-np", type=int, metavar="N", help="processes (default: one per core, at most 8)")
+        add_cluster_flag(parser)
         parser.add_argument(
             "--variable",
             metavar="NAME",
@@ -323,14 +325,22 @@ def _channels(texts: Sequence[str]) -> dict[str, str]:
 def _run(conversion: "Conversion", args: argparse.Namespace) -> None:
     workers: int | None = args.np
     conversion = replace(conversion, remove_missing=args.remove_missing)
+    check_cluster(args.cluster)
     if workers is not None and workers < 1:
         raise UsageError(f"-np {workers} must be 1 or more", "-np 1")
     pending = conversion.pending()
     finished = len(conversion.sources) - len(pending)
     if finished:
         console.note(f"{finished} of {len(conversion.sources)} cases are there already")
-    with live.Progress("convert", len(pending)) as progress:
-        warnings = conversion.run(pending, workers or min(8, os.cpu_count() or 1), progress.step)
+    folder = conversion.target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = Shared([image for source in pending[:1] for image in source.images], [folder])
+    cluster, processes = args.cluster if pending else None, workers or min(8, os.cpu_count() or 1)
+    with (
+        workers_on(cluster, processes, shared, console.note, console.warn) as where,
+        live.Progress("convert", len(pending)) as progress,
+    ):
+        warnings = conversion.run(pending, where, progress.step)
     for warning in warnings:
         console.warn(warning)
     if not conversion.labelled:

@@ -52,6 +52,7 @@ def _command(args: argparse.Namespace) -> int:
         precision=args.precision,
         device=args.device,
         threads=args.threads,
+        cluster=args.cluster,
         overwrite=args.overwrite,
         accept_licence=args.accept_licence,
     )
@@ -94,6 +95,7 @@ def _new_parser() -> argparse.ArgumentParser:
     add("-device", choices=["cuda", "cpu", "mps"], help="default: cuda where there is one, else cpu")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="as in stunet_predict")
     add("--threads", type=common.positive, metavar="N", help="threads on the CPU (default: one per physical core)")
+    common.add_cluster_flag(parser)
     add("--overwrite", action="store_true", help="compute all cases again")
     add("--disable_progress_bar", action="store_true", help="show no progress")
     common.add_licence_flag(parser)

@@ -334,6 +334,7 @@ def features(
     precision: str = "auto",
     device: str | None = None,
     threads: int | None = None,
+    cluster: str | None = None,
     overwrite: bool = False,
     accept_licence: bool = False,
     listener: Listener | None = None,

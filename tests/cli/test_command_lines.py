@@ -88,8 +88,8 @@ OUR_FLAGS = {
     "rank": "-d --models --scores --cases -f --points --layers --seed -o -step_size -device --precision --threads "
     "--finetune --set -c -p -j --json --disable_progress_bar --accept_licence",
     "features": "-i -o --model -d -c -p -tr -f -chk --pool --labels --points --world --stages --probe --target --task "
-    "--seed --series --orientation -step_size -device --precision --threads --overwrite --disable_progress_bar "
-    "--accept_licence",
+    "--seed --series --orientation -step_size -device --precision --threads --cluster --overwrite "
+    "--disable_progress_bar --accept_licence",
     "info": "--json",
     "report": "-o --no_slices",
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "

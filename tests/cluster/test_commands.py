@@ -12,6 +12,7 @@ import pytest
 from distributed import Client
 
 import stunet
+from stunet.cli.convert import main as convert
 from stunet.cli.evaluate import main as evaluate
 from stunet.cluster import Shared, crew, workers_on
 from stunet.errors import DataError
@@ -94,6 +95,35 @@ def test_prediction_with_a_worker_killed_makes_the_bytes_of_a_local_run(cluster:
     assert here.keys() == there.keys()
     differ = [name for name in here if here[name].read_bytes() != there[name].read_bytes()]
     assert differ == ["predict_from_raw_data_args.json"]  # it names the folder
+
+
+def test_features_on_workers_are_the_bytes_of_a_local_run(cluster: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "STUNetTrainer__STUNetPlans__3d_fullres")
+    for seed in range(3):
+        write_image(tmp_path / "in" / f"case_{seed}_0000.nii.gz", seed, SMALL)
+    (tmp_path / "in" / "broken_0000.nii.gz").write_bytes(b"no image")
+    written = []
+    for name, how in (("here", {}), ("there", {"cluster": cluster})):
+        result = stunet.features(tmp_path / "in", tmp_path / name, model=model, threads=1, **how)
+        assert list(result.files) == ["case_0", "case_1", "case_2"]
+        assert list(result.errors) == ["broken"]
+        written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert len(written[0]) == 4
+    assert written[0] == written[1]
+
+
+def test_conversion_on_workers_writes_the_bytes_of_a_local_run(cluster: str, tmp_path: Path) -> None:
+    for seed in range(3):
+        write_image(tmp_path / "in" / f"scan_{seed}.nii.gz", seed, SMALL)
+    written = []
+    for name, how in (("here", ["-np", "1"]), ("there", ["--cluster", cluster])):
+        options = ["-d", "7", "--name", "Scans", "--channels", "MR", "-o", str(tmp_path / name), *how]
+        assert convert(["images", "-i", str(tmp_path / "in"), *options]) == 0
+        folder = tmp_path / name / "Dataset007_Scans"
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        written.append({str(path.relative_to(folder)): path.read_bytes() for path in files})
+    assert "dataset.json" in written[0]
+    assert written[0] == written[1]
 
 
 def test_a_worker_with_another_model_is_refused(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
