@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from stunet.errors import DataError, UsageError
-from stunet.workers import Workers
+from stunet.workers import AGAIN, Workers
 
 FORMS = "local:2, tcp://host:8786 or slurm:8"
 FORM = re.compile(r"local:(?P<local>\d+)|(?P<address>(tcp|tls)://[^/\s]+:\d+)|slurm(:(?P<jobs>\d+))?")
@@ -63,6 +63,7 @@ def workers_on(
     note: Callable[[str], None],
     warn: Callable[[str], None],
     memory_gb: float | None = None,
+    again: str = AGAIN,
 ) -> Iterator[Workers]:
     """Yield the workers of a cluster, or the number of processes here if none is named.
 
@@ -73,6 +74,7 @@ def workers_on(
         note: Called with what is waited for.
         warn: Called with each worker that is refused, and each case that failed, when that happens.
         memory_gb: What each worker may take that is started here, in 10^9 bytes; None: its share of the machine.
+        again: How the command goes on after it has ended early, for hints.
 
     Raises:
         DataError: There is no scheduler, or nothing that starts one.
@@ -82,5 +84,5 @@ def workers_on(
         return
     from stunet.cluster.opening import opened
 
-    with opened(cluster, shared, note, warn, memory_gb) as crew:
+    with opened(cluster, shared, note, warn, memory_gb, again) as crew:
         yield crew

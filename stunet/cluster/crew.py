@@ -22,7 +22,7 @@ from stunet.cluster import Shared
 from stunet.cluster.admission import Invitation, admit, dismiss, invitation
 from stunet.cluster.serving import Unsuitable, do
 from stunet.errors import DataError, WorkerCrashed, is_out_of_memory
-from stunet.workers import AGAIN, Outcome, failure
+from stunet.workers import Outcome, failure
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,6 +53,7 @@ class Crew:
         shared: What workers have to see.
         note: Called with what is waited for.
         warn: Called with each worker that is refused, and each case that failed.
+        again: How the command goes on after it has ended early, for hints.
         waits: Whether workers may come at any time, so that the run does not end for lack of them.
     """
 
@@ -63,11 +64,11 @@ class Crew:
         shared: Shared,
         note: Callable[[str], None],
         warn: Callable[[str], None],
+        again: str,
         waits: bool,
     ) -> None:
-        self.client, self.cluster, self.shared, self.note, self.warn, self.waits = (
-            client, cluster, shared, note, warn, waits,
-        )  # fmt: skip
+        self.client, self.cluster, self.shared = client, cluster, shared
+        self.note, self.warn, self.again, self.waits = note, warn, again, waits
 
     def map_cases(
         self, function: Callable[[Item], Result], cases: Sequence[Item], name: Callable[[Item], str]
@@ -142,6 +143,9 @@ class _Shift:
                 position, future = self.busy.pop(seat)
                 future.cancel()
                 self._lost.append(position)
+        for seat, (_, future) in self.busy.items():
+            if future.done():  # should the client have forgotten to call back
+                self._finished.put((seat, future))
         self._refused = {seat: reason for seat, reason in self._refused.items() if seat in there}
         self._admit([seat for seat in there if seat not in self._admitted and seat not in self._refused], there)
         self._wait_for_workers(now)
@@ -186,7 +190,7 @@ class _Shift:
 
     def _there(self) -> dict[Seat, dict[str, Any]]:
         gone = DataError(
-            f"the Dask scheduler of {self._crew.cluster} is gone", f"start it and its workers, then {AGAIN}"
+            f"the Dask scheduler of {self._crew.cluster} is gone", f"start it and its workers, then {self._crew.again}"
         )
         if self._client.status != "running":
             raise gone
@@ -231,9 +235,11 @@ class _Shift:
         waited, where = now - self._alone, self._crew.cluster
         if self._refused and waited > NOTE_S:  # others may just be starting
             reason = next(iter(self._refused.values()))
-            raise DataError(f"no worker of {where} can be used: {reason}", f"see docs/cluster.md, then {AGAIN}")
+            raise DataError(
+                f"no worker of {where} can be used: {reason}", f"see docs/cluster.md, then {self._crew.again}"
+            )
         if waited > PATIENCE_S and not self._crew.waits:
-            hint = f"start some: dask worker ADDRESS --nworkers 1, then {AGAIN}"
+            hint = f"start some: dask worker ADDRESS --nworkers 1, then {self._crew.again}"
             raise DataError(f"{where} has had no worker for {PATIENCE_S:.0f} s", hint)
         if waited > NOTE_S and not self._noted:
             self._noted = now

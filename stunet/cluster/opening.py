@@ -40,6 +40,7 @@ def opened(
     note: Callable[[str], None],
     warn: Callable[[str], None],
     memory_gb: float | None,
+    again: str,
 ) -> Iterator["Crew"]:
     """Yield the workers of a cluster; those that are started here end with the block.
 
@@ -64,7 +65,7 @@ def opened(
             source = stack.enter_context(_as_jobs(int(form["jobs"] or 1), memory_gb))
         client = stack.enter_context(_client(source, cluster))
         # Slurm starts jobs when it has room for them, in hours perhaps.
-        yield Crew(client, cluster, shared, note, warn, waits=cluster.startswith("slurm"))
+        yield Crew(client, cluster, shared, note, warn, again, waits=cluster.startswith("slurm"))
 
 
 @contextmanager
@@ -91,13 +92,17 @@ def _on_this_machine(workers: int, memory_gb: float | None) -> Iterator[Any]:
     threads = max(1, (os.cpu_count() or 1) // workers)
     memory = {} if memory_gb is None else {"memory_limit": int(memory_gb * GB)}
     with dask.config.set(SETTINGS):
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=threads,
-            dashboard_address=None,
-            silence_logs=logging.CRITICAL,
-            **memory,
-        )
+        try:
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=threads,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+                **memory,
+            )
+        except RuntimeError as error:  # mostly a script that each worker runs again
+            what = f"the workers of --cluster local:{workers} do not start: {last_line(error)}"
+            raise UsageError(what, 'put what a script does under if __name__ == "__main__":') from error
         try:
             yield cluster
         finally:

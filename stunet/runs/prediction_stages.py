@@ -68,7 +68,9 @@ def run_stages(
         with (
             _reserved(request, cases, folder),
             _terminable(listener),
-            workers_on(request.cluster, 1, shared, listener.note, listener.warn, request.max_memory) as workers,
+            workers_on(
+                request.cluster, 1, shared, listener.note, listener.warn, request.max_memory, f"take {CONTINUE}"
+            ) as workers,
         ):
             while stages:
                 stage = stages.pop(0)

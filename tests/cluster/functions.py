@@ -1,5 +1,6 @@
 """What workers are given to do in these tests; they import it, as they import a function of stunet."""
 
+import errno
 import os
 import signal
 import time
@@ -25,6 +26,10 @@ def work(case: Case) -> str:
         os.kill(os.getpid(), signal.SIGKILL)
     if case.kind == "fails":
         raise DataError(f"{case.name} is damaged", "copy it again")
+    if case.kind == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(case.file))
+    if case.kind == "wrong":
+        raise ValueError("a bug")
     if case.kind == "waits" or (case.kind == "waits once" and len(tries(case.file)) == 1):
         time.sleep(100)
     return case.name

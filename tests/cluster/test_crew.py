@@ -74,6 +74,17 @@ def test_workers_that_the_user_started_do_the_cases_and_stay(cluster: str, tmp_p
 
 
 @pytest.mark.slow
+def test_a_full_disk_of_a_worker_and_bugs_end_the_run_and_say_where(cluster: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^no space for case 'case_1' at '\S+/case_1'") as full:
+        run(cluster, tmp_path / "full", ["fine", "full", "fine"])
+    assert "finished cases are kept" in full.value.hint
+    with pytest.raises(ValueError, match="^a bug") as bug:
+        run(cluster, tmp_path / "bug", ["wrong"])
+    assert any(note.startswith("on worker tcp://127.0.0.") for note in bug.value.__notes__)
+    assert any("raise ValueError" in note for note in bug.value.__notes__)  # with --debug
+
+
+@pytest.mark.slow
 @for_each("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_command_that_is_stopped_leaves_no_case_to_go_on(cluster: str, tmp_path: Path, how: signal.Signals) -> None:
     folder = tmp_path / how.name
