@@ -11,12 +11,14 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from distributed import Client, Future
+from distributed.scheduler import KilledWorker
 
 from stunet.cluster import Shared
 from stunet.cluster.admission import Invitation, admit, dismiss, invitation
@@ -120,6 +122,7 @@ class _Shift:
     def __init__(self, crew: Crew, invited: Invitation) -> None:
         self._crew, self._client, self._invited = crew, crew.client, invited
         self._admitted: set[Seat] = set()
+        self._leaving: set[Seat] = set()  # they may finish their cases
         self._refused: dict[Seat, str] = {}
         self.busy: dict[Seat, tuple[int, Future]] = {}
         self._finished: SimpleQueue[tuple[Seat, Future]] = SimpleQueue()
@@ -146,13 +149,15 @@ class _Shift:
         for seat, (_, future) in self.busy.items():
             if future.done():  # should the client have forgotten to call back
                 self._finished.put((seat, future))
+        self._leaving = {seat for seat, each in there.items() if each["status"] != "running"}
         self._refused = {seat: reason for seat, reason in self._refused.items() if seat in there}
-        self._admit([seat for seat in there if seat not in self._admitted and seat not in self._refused], there)
+        known = self._admitted | self._leaving | self._refused.keys()
+        self._admit([seat for seat in there if seat not in known], there)
         self._wait_for_workers(now)
 
     def idle(self) -> list[Seat]:
         """Return the workers without a case."""
-        return sorted(self._admitted - self.busy.keys())
+        return sorted(self._admitted - self._leaving - self.busy.keys())
 
     def give(self, seat: Seat, position: int, key: str, case: bytes) -> None:
         """Give a worker a case."""
@@ -198,11 +203,7 @@ class _Shift:
             workers = self._client.scheduler_info()["workers"]
         except (OSError, TimeoutError):
             raise gone from None
-        return {
-            Seat(address, each["local_directory"]): each
-            for address, each in workers.items()
-            if each["status"] == "running"
-        }
+        return {Seat(address, each["local_directory"]): each for address, each in workers.items()}
 
     def _admit(self, new: list[Seat], there: dict[Seat, dict[str, Any]]) -> None:
         for seat in [seat for seat in new if not there[seat]["nanny"]]:
@@ -211,7 +212,9 @@ class _Shift:
         if not new:
             return
         addresses = [seat.address for seat in new]
-        replies = self._client.run(admit, self._invited, workers=addresses, on_error="return")
+        replies: dict[str, Any] = {}
+        with suppress(OSError, TimeoutError):  # the scheduler is gone, as the next look will find
+            replies = self._client.run(admit, self._invited, workers=addresses, on_error="return")
         for seat in new:
             reply = replies.get(seat.address, OSError())
             if reply is None:
@@ -228,7 +231,7 @@ class _Shift:
 
     def _wait_for_workers(self, now: float) -> None:
         """Raise if there has been no worker for too long, or if none of those that are there may take part."""
-        if self._admitted:
+        if self._admitted - self._leaving or self.busy:
             self._alone = self._noted = 0.0
             return
         self._alone = self._alone or now
@@ -244,17 +247,14 @@ class _Shift:
         if waited > NOTE_S and not self._noted:
             self._noted = now
             self._crew.note(f"waiting for workers of {where}")
-        time.sleep(min(LOOK_S, 0.2))
 
     def _answer(self, seat: Seat, future: Future) -> tuple[Any, Exception | None]:
         """Return what a finished case returned and raised; Lost if its worker is gone with it."""
-        from distributed.scheduler import KilledWorker
-
         if future.status in ("cancelled", "lost"):
             return None, Lost()
         try:
             value, error = pickle.loads(self._result(seat, future))
-        except (KilledWorker, OSError, TimeoutError):
+        except (KilledWorker, CancelledError, OSError, TimeoutError):
             return None, Lost()
         except Exception as error:  # noqa: BLE001 - of Dask, which could not run the task
             return None, error

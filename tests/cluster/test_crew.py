@@ -78,7 +78,7 @@ def test_a_full_disk_of_a_worker_and_bugs_end_the_run_and_say_where(cluster: str
     with pytest.raises(DataError, match=r"^no space for case 'case_1' at '\S+/case_1'") as full:
         run(cluster, tmp_path / "full", ["fine", "full", "fine"])
     assert "finished cases are kept" in full.value.hint
-    with pytest.raises(ValueError, match="^a bug") as bug:
+    with pytest.raises(ValueError, match=r"^a bug") as bug:
         run(cluster, tmp_path / "bug", ["wrong"])
     assert any(note.startswith("on worker tcp://127.0.0.") for note in bug.value.__notes__)
     assert any("raise ValueError" in note for note in bug.value.__notes__)  # with --debug
