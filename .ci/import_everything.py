@@ -11,7 +11,11 @@ from stunet.viewer.page import SCRIPTS, STYLES, asset, served_page
 
 names = [module.name for module in pkgutil.walk_packages(stunet.__path__, "stunet.")]
 for name in names:
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != "distributed":  # of the extra stunet[cluster]
+            raise
 expected = {"cli", "datasets", "inference", "nnunet_ext", "plans", "presets", "trainers"}
 missing = expected - {name.split(".")[1] for name in names}
 if "<html" not in render(Page("title", "", [])):

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from stunet.errors import (
     DataError,
@@ -69,10 +69,22 @@ class Outcome(Generic[Item, Result]):
         return self.value  # type: ignore[return-value]  # a function may return None
 
 
+class Elsewhere(Protocol):
+    """Workers that are not processes of this one: those of a cluster (stunet/cluster)."""
+
+    def map_cases(
+        self, function: Callable[[Item], Result], cases: Sequence[Item], name: Callable[[Item], str]
+    ) -> Generator[Outcome[Item, Result], None, None]:
+        """Do what the function below does."""
+
+
+Workers = int | Elsewhere  # a number of processes here, or workers elsewhere
+
+
 def map_cases(
     function: Callable[[Item], Result],
     cases: Sequence[Item],
-    workers: int,
+    workers: Workers,
     name: Callable[[Item], str],
     context: BaseContext | None = None,
 ) -> Generator[Outcome[Item, Result], None, None]:
@@ -84,7 +96,7 @@ def map_cases(
     Args:
         function: Must be picklable, as must the cases.
         cases: In the order in which they are started.
-        workers: Maximum number of processes.
+        workers: Maximum number of processes; or workers of a cluster, which try again in their own way.
         name: Returns the name of a case for errors.
         context: How processes are started; if given, a single worker is a process as well. None: by spawn.
 
@@ -96,6 +108,8 @@ def map_cases(
         UsageError: No process starts: the script that calls this runs again in each of them, or cannot be imported.
         Exception: Any other error that the function raised; a bug, or a problem of the machine rather than of a case.
     """
+    if not isinstance(workers, int):
+        return workers.map_cases(function, cases, name)
     if context is None and min(workers, len(cases)) <= 1:
         return _map_here(function, cases, name)
     # By spawn, so that it does not matter what threads and CUDA contexts this process has.
@@ -105,7 +119,7 @@ def map_cases(
 def map_all(
     function: Callable[[Item], Result],
     cases: Sequence[Item],
-    workers: int,
+    workers: Workers,
     name: Callable[[Item], str],
     on_case: Callable[[str], None] | None = None,
 ) -> list[Result]:
@@ -114,7 +128,7 @@ def map_all(
     Args:
         function: As for map_cases(), like the next three.
         cases: All cases.
-        workers: Maximum number of processes.
+        workers: Of map_cases().
         name: Returns the name of a case.
         on_case: Called with the name of each case that is finished, whether it failed or not: it counts progress.
 
@@ -153,8 +167,8 @@ def _map_here(
     for position, case in enumerate(cases):
         try:
             outcome = Outcome(position, case, value=function(case))
-        except Exception as error:  # noqa: BLE001 - _failure() raises what is not a failure of the case
-            outcome = Outcome(position, case, error=_failure(error, name(case)))
+        except Exception as error:  # noqa: BLE001 - failure() raises what is not a failure of the case
+            outcome = Outcome(position, case, error=failure(error, name(case)))
         yield outcome
 
 
@@ -200,7 +214,7 @@ def _map_in_workers(
                     if not last_try:
                         retried.append(position)
                         continue
-                yield Outcome(position, cases[position], error=_failure(error, name(cases[position])))
+                yield Outcome(position, cases[position], error=failure(error, name(cases[position])))
     finally:
         for worker in team:
             worker.end()
@@ -285,10 +299,10 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
             except Exception as error:  # noqa: BLE001 - the parent raises it
                 error.add_note(traceback.format_exc())  # for --debug
                 answer = (None, error)
-            pipe.send_bytes(_pickled(*answer))
+            pipe.send_bytes(pickled(*answer))
 
 
-def _pickled(result: Any, error: Exception | None) -> bytes:
+def pickled(result: Any, error: Exception | None) -> bytes:
     """Pickle both; some libraries' errors cannot be pickled, or not be restored from their pickles."""
     if error is None:
         return pickle.dumps((result, None))
@@ -300,7 +314,7 @@ def _pickled(result: Any, error: Exception | None) -> bytes:
         return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
-def _failure(error: Exception, name: str) -> StunetError:
+def failure(error: Exception, name: str) -> StunetError:
     """Return why a case failed; raise the error if it is not a failure of the case."""
     more, without = "a machine with more memory", "or do without this case; the others are done"
     if isinstance(error, StunetError):

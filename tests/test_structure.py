@@ -23,6 +23,7 @@ BASE = (
 MAY_IMPORT: dict[str, set[str]] = {
     "console": set(),
     "workers": set(),
+    "cluster": {"workers"},
     "resampling": set(),
     "networks": set(),
     "architectures": {"networks"},
@@ -49,8 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nnunet_ext": {"trainers"},
     "ranking": {"architectures", "datasets", "evaluation", "inference", "labels", "models", "plans", "report",
                 "weights"},
-    "runs": {"datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans", "preprocessing",
-             "probing", "provenance", "ranking", "report", "results", "trainers", "viewer", "workers"},
+    "runs": {"cluster", "datasets", "evaluation", "folds", "inference", "labels", "models", "nnunet", "plans",
+             "preprocessing", "probing", "provenance", "ranking", "report", "results", "trainers", "viewer", "workers"},
     "experiment": {"evaluation", "folds", "models", "plans", "provenance", "ranking", "report", "runs", "trainers"},
 }
 # fmt: on
@@ -59,7 +60,8 @@ TOP = {"cli", "stunet"}  # the commands and the Python API: they may import ever
 HEAVY = {"torch", "nnunetv2", "SimpleITK", "scipy", "sklearn"}
 LIGHT = {
     "architectures", "errors", "files", "folds", "kinds", "machine", "names", "nnunet", "provenance", "schema", "sizes",
-    "source_lookup", "workspace", "presets", "console", "preprocessing", "cli", "labels", "models", "parts", "runs",
+    "source_lookup", "workspace", "presets", "console", "preprocessing", "cli", "cluster", "labels", "models", "parts",
+    "runs",
     "workers",
 }  # fmt: skip
 HEAVY_FILES = {
@@ -209,7 +211,12 @@ def test_every_package_imported_is_a_dependency_and_the_other_way_round() -> Non
     optional = [name for extra in extras.keys() - {"dev", "tensorboard"} for name in extras[extra]]
     declared = project["dependencies"] + optional
     used = {i.split(".")[0] for _, path in modules() for i in imports(path, top_only=False)}
-    imported_as = {"PyYAML": "yaml", "scikit-learn": "sklearn", "mlflow-skinny": "mlflow"}
+    imported_as = {
+        "PyYAML": "yaml",
+        "scikit-learn": "sklearn",
+        "mlflow-skinny": "mlflow",
+        "dask-jobqueue": "dask_jobqueue",
+    }
     names = (re.split(r"[^\w-]", name)[0] for name in declared)
     assert used - sys.stdlib_module_names - {"stunet"} == {imported_as.get(name, name) for name in names}
 

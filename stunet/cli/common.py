@@ -59,6 +59,7 @@ HABITS = {
     "-num_gpus": "ngpus n_gpus gpus nproc nproc_per_node num_gpu world_size",
     "-np": "processes num_processes workers num_workers n_jobs jobs threads j n nproc cpus",
     "-npfp": "num_processes_fingerprint",
+    "--cluster": "dask distributed scheduler scheduler_address slurm hosts",
     "--threads": "num_threads n_threads cpus omp_num_threads nt",
     "-j": "jobs parallel processes workers np",
     "-step_size": "overlap step stride",
@@ -154,6 +155,15 @@ def add_licence_flag(parser: argparse.ArgumentParser) -> None:
         "--accept_licence",
         action="store_true",
         help="accept the licence of a model that may not be used commercially, before its first download",
+    )
+
+
+def add_cluster_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --cluster, which names the Dask workers that do the cases."""
+    parser.add_argument(
+        "--cluster",
+        metavar="local:N|tcp://HOST:PORT|slurm:N",
+        help="do the cases on Dask workers (docs/cluster.md): N here, those of a scheduler, or N Slurm jobs",
     )
 
 

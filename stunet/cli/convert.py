@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from stunet import console, workspace
 from stunet.cli import live
-from stunet.cli.common import add_part_flags, new_parser, parts, run
+from stunet.cli.common import add_cluster_flag, add_part_flags, new_parser, parts, run
+from stunet.cluster import Shared, check_cluster, workers_on
 from stunet.errors import UsageError
 from stunet.parts import Part, unfinished
 
@@ -75,6 +76,7 @@ def _format(
     parser.add_argument("-np", type=int, metavar="N", help="processes (default: one per core, at most 8)")
     if named:
         add_part_flags(parser)
+        add_cluster_flag(parser)
         parser.add_argument(
             "--variable",
             metavar="NAME",
@@ -326,11 +328,12 @@ def _run(conversion: "Conversion", args: argparse.Namespace) -> None:
     asked = parts(args)
     part = Part(asked.get("part_id", 0), asked["num_parts"])
     conversion = replace(conversion, remove_missing=args.remove_missing, part=part)
-    workers = _workers(args)
+    processes = _workers(args)
+    check_cluster(args.cluster)
     if args.merge:
         warnings = conversion.merge(part.count)
     else:
-        warnings, missing = _convert_pending(conversion, workers)
+        warnings, missing = _convert_pending(conversion, processes, args.cluster)
         if missing:
             console.note(unfinished(part, missing))
             return
@@ -353,12 +356,18 @@ def _workers(args: argparse.Namespace) -> int:
     return workers or min(8, os.cpu_count() or 1)
 
 
-def _convert_pending(conversion: "Conversion", workers: int) -> tuple[list[str], str]:
+def _convert_pending(conversion: "Conversion", processes: int, cluster: str | None) -> tuple[list[str], str]:
     """Convert what is not there yet; return warnings, and the parts that are missing, in words."""
     pending, own = conversion.pending(), conversion.part.take(conversion.sources)
     if finished := len(own) - len(pending):
         console.note(f"{finished} of {len(own)} cases are there already")
-    with live.Progress("convert", len(pending)) as progress:
+    folder = conversion.target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = Shared([image for source in pending[:1] for image in source.images], [folder])
+    with (
+        workers_on(cluster if pending else None, processes, shared, console.note, console.warn) as workers,
+        live.Progress("convert", len(pending)) as progress,
+    ):
         if conversion.part.is_whole:
             return conversion.run(pending, workers, progress.step), ""
         return conversion.run_part(pending, workers, progress.step)

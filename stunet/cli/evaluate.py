@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stunet import console
-from stunet.cli.common import add_part_flags, new_parser, parts, run
+from stunet.cli.common import add_cluster_flag, add_part_flags, new_parser, parts, run
 from stunet.cli.shown import Shown
 from stunet.runs.evaluation import MAX_PROCESSES, EvaluationRequest, EvaluationResult, evaluate
 
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="also write a page for readers: classes, volumes, worst cases (report.html in pred_folder)",
     )
     add_part_flags(parser)
+    add_cluster_flag(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
     return run(parser, _command, argv)
 
@@ -86,6 +87,7 @@ def _command(args: argparse.Namespace) -> None:
         labels=args.labels,
         csv=args.csv,
         report=_report(args),
+        cluster=args.cluster,
         **parts(args, args.pred_folder),
     )
     evaluate(request, ShownAsJson() if args.json else Shown())

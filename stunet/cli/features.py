@@ -52,6 +52,7 @@ def _command(args: argparse.Namespace) -> int:
         precision=args.precision,
         device=args.device,
         threads=args.threads,
+        cluster=args.cluster,
         overwrite=args.overwrite,
         accept_licence=args.accept_licence,
         **common.parts(args, args.i),
@@ -96,6 +97,7 @@ def _new_parser() -> argparse.ArgumentParser:
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="as in stunet_predict")
     add("--threads", type=common.positive, metavar="N", help="threads on the CPU (default: one per physical core)")
     common.add_part_flags(parser)
+    common.add_cluster_flag(parser)
     add("--overwrite", action="store_true", help="compute all cases again")
     add("--disable_progress_bar", action="store_true", help="show no progress")
     common.add_licence_flag(parser)

@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no_report", action="store_true", help="write no page about the dataset beside the plans")
     common.add_part_flags(parser)
+    common.add_cluster_flag(parser)
     parser.add_argument("--no_pp", action="store_true", help="plan only")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
     return common.run(parser, _command, argv)
@@ -117,6 +118,7 @@ def _command(args: argparse.Namespace) -> None:
         no_pp=args.no_pp,
         dry_run=args.dry_run,
         report=not args.no_report,
+        cluster=args.cluster,
         **common.parts(args),
     )
     common.raise_last(plan_each(request, args.d, Shown(not args.no_pbar)), "stunet_plan_and_preprocess")

@@ -66,6 +66,7 @@ def _command(args: argparse.Namespace) -> int:
         report=args.report,
         index=args.index,
         shard=args.shard,
+        cluster=args.cluster,
         npp=args.npp,
         nps=args.nps,
         verbose=args.verbose,
@@ -163,6 +164,7 @@ def _new_parser() -> argparse.ArgumentParser:
         "has it always)",
     )
     add("--shard", type=int, default=0, metavar="N", help="results in folders by N digits of the name's hash, e.g. 2")
+    common.add_cluster_flag(parser)
     add("--disable_progress_bar", action="store_true", help="show no progress")
     common.add_licence_flag(parser)
     add("--dry_run", action="store_true", help="say what would be predicted, and write nothing")

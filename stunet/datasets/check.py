@@ -25,7 +25,7 @@ from stunet.kinds import read_dataset_json
 from stunet.labels.annotations import FILE, load_annotations
 from stunet.nifti import check_nifti
 from stunet.parts import WHOLE, Part
-from stunet.workers import map_all
+from stunet.workers import Workers, map_all
 
 # What nnU-Net's readers raise for an unreadable file: errors of ITK, zlib, nibabel, tifffile, and their own assertions.
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, zlib.error, ImageFileError)
@@ -54,12 +54,12 @@ def see_nothing(case: ReadCase) -> None:
     """See nothing more than the check does."""
 
 
-def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None] | None = None) -> list[str]:
+def check_dataset(folder: Path, workers: Workers = 1, on_case: Callable[[str], None] | None = None) -> list[str]:
     """Read and check every training case of a raw dataset once.
 
     Args:
         folder: nnUNet_raw/DatasetXXX_Name.
-        workers: Number of reading processes.
+        workers: Number of reading processes, or workers of a cluster.
         on_case: Called with a case's name once it has been read.
 
     Returns:
@@ -74,7 +74,7 @@ def check_dataset(folder: Path, workers: int = 1, on_case: Callable[[str], None]
 
 def examine(
     folder: Path,
-    workers: int = 1,
+    workers: Workers = 1,
     on_case: Callable[[str], None] | None = None,
     part: Part = WHOLE,
     see: Callable[[ReadCase], Any] = see_nothing,

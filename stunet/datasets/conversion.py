@@ -29,7 +29,7 @@ from stunet.errors import DataError, OutOfMemoryError, StunetError, UsageError, 
 from stunet.files import atomic_write, sha256_of_json, write_json, write_lock
 from stunet.names import check_name
 from stunet.parts import WHOLE, Part, Records, to_merge
-from stunet.workers import AGAIN, Outcome, map_cases, raise_failed
+from stunet.workers import AGAIN, Outcome, Workers, map_cases, raise_failed
 
 LEFT_OUT = "left_out.json"
 
@@ -142,13 +142,13 @@ class Conversion:
         return [source for source in own if not self._folder.is_done(source.name, source.signature)]
 
     def run(
-        self, pending: Sequence[SourceCase], workers: int, on_case: Callable[[str], None] | None = None
+        self, pending: Sequence[SourceCase], workers: Workers, on_case: Callable[[str], None] | None = None
     ) -> list[str]:
         """Convert the pending cases and complete the dataset; return warnings.
 
         Args:
             pending: The cases that pending() returned.
-            workers: Number of processes; each holds one case in memory.
+            workers: Number of processes, or workers of a cluster; each holds one case in memory.
             on_case: Called with a case's name once it is finished, converted or not: it counts progress.
 
         Raises:
@@ -162,7 +162,7 @@ class Conversion:
             return self._complete(self._convert_all(pending, workers, on_case))
 
     def run_part(
-        self, pending: Sequence[SourceCase], workers: int, on_case: Callable[[str], None] | None = None
+        self, pending: Sequence[SourceCase], workers: Workers, on_case: Callable[[str], None] | None = None
     ) -> tuple[list[str], str]:
         """As run(), for the pending cases of a part; the last one completes the dataset.
 
@@ -212,7 +212,7 @@ class Conversion:
         return self._complete(bad)
 
     def _convert_all(
-        self, pending: Sequence[SourceCase], workers: int, on_case: Callable[[str], None] | None
+        self, pending: Sequence[SourceCase], workers: Workers, on_case: Callable[[str], None] | None
     ) -> dict[str, str]:
         """Convert cases; return why some are left out, by name."""
         convert = partial(_convert, step=self.step, folder=self._folder)

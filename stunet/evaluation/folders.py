@@ -22,7 +22,7 @@ from stunet.evaluation import metrics
 from stunet.evaluation.segmentations import check_same_grid, read_segmentation
 from stunet.labels.systems import LabelSystem, apply_lookup
 from stunet.names import csv_cells
-from stunet.workers import Outcome, map_cases, raise_failed
+from stunet.workers import Outcome, Workers, map_cases, raise_failed
 
 log = logging.getLogger("stunet")
 Measured = dict[str, dict[str, float]]  # of a case: METRICS by nnU-Net's key of the class
@@ -159,7 +159,7 @@ def evaluate(
     cases: Sequence[CasePair],
     labels: Labels,
     tolerance_mm: float = 1.0,
-    processes: int = 1,
+    workers: Workers = 1,
     advance: Callable[[str], None] = lambda name: None,
     leave_out: Callable[[CasePair, StunetError], None] | None = None,
 ) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def evaluate(
         cases: The files, as found by `pair`.
         labels: The classes.
         tolerance_mm: For NSD.
-        processes: Number of processes; 1 runs in this process.
+        workers: Number of processes, of which 1 is this one, or workers of a cluster.
         advance: Called with the name of each finished case.
         leave_out: Called with each case that cannot be compared, and the reason; the summary then covers the others.
 
@@ -183,7 +183,7 @@ def evaluate(
         WorkerCrashed: The process of a case crashed twice, with `leave_out` as well.
         OutOfMemoryError: A case does not fit into memory.
     """
-    measured, failed = measure(cases, labels, tolerance_mm, processes, advance)
+    measured, failed = measure(cases, labels, tolerance_mm, workers, advance)
     if leave_out is None or not measured:
         raise_failed(failed)
     else:
@@ -199,13 +199,13 @@ def measure(
     cases: Sequence[CasePair],
     labels: Labels,
     tolerance_mm: float = 1.0,
-    processes: int = 1,
+    workers: Workers = 1,
     advance: Callable[[str], None] = lambda name: None,
 ) -> tuple[dict[str, Measured], list[Outcome[CasePair, Measured]]]:
     """Compare cases, as evaluate() does; return the METRICS of every class by case, and the cases that failed."""
     compare = partial(evaluate_case, labels=labels, tolerance_mm=tolerance_mm)
     outcomes: list[Outcome[CasePair, Measured]] = []
-    for outcome in map_cases(compare, cases, processes, lambda case: case.name):
+    for outcome in map_cases(compare, cases, workers, lambda case: case.name):
         outcomes.append(outcome)
         advance(outcome.case.name)
     # Cases come in the order in which processes finish them.

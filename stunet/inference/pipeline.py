@@ -122,6 +122,10 @@ class Pipeline:
                 yield from _written(unwritten, keep=1)
             yield from _written(unwritten, keep=0)
 
+    def failed(self, case: InputCase, error: StunetError) -> Outcome:
+        """Return the outcome of a case that failed elsewhere."""
+        return _failed(self._new(case), error)
+
     def write_label_table(self) -> None:
         """Write names and colours of the labels for ITK-SNAP, which reads them from a separate file (-l FILE)."""
         names, regions = class_names(self.predictor.result_dataset)

@@ -46,6 +46,7 @@ from stunet.plans.plan import Plan
 from stunet.preprocessing.labels import copy_labels
 from stunet.preprocessing.worker import OWN_FOLDER, Done, Job, names_case, run
 from stunet.schema import check
+from stunet.workers import Workers
 from stunet.workspace import planning, preprocessed_dataset, raw_dataset
 
 PLAN_SETTINGS = (
@@ -117,7 +118,7 @@ def preprocess(
     dataset: str,
     plan: Plan,
     configurations: Sequence[str],
-    workers: int,
+    workers: Workers,
     on_case: Callable[[str], None] | None = None,
     verbose: bool = False,
     part: Part = WHOLE,
@@ -131,7 +132,7 @@ def preprocess(
         dataset: The full name, `Dataset003_Liver`.
         plan: A plan of the dataset, ours or nnU-Net's.
         configurations: Names of its configurations; those that share a data folder are done once.
-        workers: Number of processes; each holds one case in memory and computes on one thread.
+        workers: Number of processes, or workers of a cluster; each holds one case in memory and computes on one thread.
         on_case: Called with the case's name whenever one is finished; `pending_cases` tells how many there will be.
         verbose: Workers report what happens to each case.
         part: Of which the cases are done; the last part writes the manifests.
@@ -144,7 +145,7 @@ def preprocess(
             disk is full, or another run works on the same folder. Finished cases are kept.
         OutOfMemoryError: A case does not fit into memory.
     """
-    if workers < 1:
+    if isinstance(workers, int) and workers < 1:
         raise UsageError(f"the number of workers must be at least 1, not {workers}", "-np 1")
     description, cases = raw_cases(dataset)
     own, names, what = part.take(cases), {case.name for case in cases}, (dataset, plan, configurations, description)

@@ -21,7 +21,7 @@ from stunet.files import sha256_of
 from stunet.machine import SHARE, memory_limit
 from stunet.nifti import check_nifti
 from stunet.plans.plan import Plan
-from stunet.workers import Outcome, map_cases, raise_failed
+from stunet.workers import Outcome, Workers, map_cases, raise_failed
 
 OWN_FOLDER = ".stunet"  # inside a data folder; a folder, because nnU-Net checks the endings of all files there
 PRELOADED = [  # by the process that the workers are forked from: a worker starts in milliseconds, not in seconds
@@ -60,7 +60,9 @@ class Done(NamedTuple):
     sha256: list[str]
 
 
-def run(jobs: Sequence[Job], plan: Plan, description: dict, workers: int, verbose: bool) -> Generator[Done, None, None]:
+def run(
+    jobs: Sequence[Job], plan: Plan, description: dict, workers: Workers, verbose: bool
+) -> Generator[Done, None, None]:
     """Do the jobs in worker processes; leaving the loop early, by an error or Ctrl-C, kills the workers.
 
     The workers are forked from a small server process that has loaded nnU-Net but never computes: as fast as fork, and
@@ -70,7 +72,7 @@ def run(jobs: Sequence[Job], plan: Plan, description: dict, workers: int, verbos
         jobs: The jobs to do.
         plan: The plan of the jobs' configurations.
         description: The content of dataset.json.
-        workers: Number of processes; each holds one case in memory and computes on one thread.
+        workers: Number of processes, or workers of a cluster; each holds one case and computes on one thread.
         verbose: Workers report what happens to each case.
 
     Yields:

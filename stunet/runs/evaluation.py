@@ -3,18 +3,20 @@
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import files, workspace
+from stunet.cluster import Shared, check_cluster, workers_on
 from stunet.errors import DataError, UsageError, first_few
 from stunet.files import sha256_of_json
 from stunet.kinds import DATASET, read
 from stunet.parts import Part, Records, to_merge, unfinished
 from stunet.runs.listener import Listener
-from stunet.workers import raise_failed
+from stunet.workers import Workers, raise_failed
 
 if TYPE_CHECKING:
     from stunet.evaluation.folders import CasePair, Labels
@@ -41,6 +43,7 @@ class EvaluationRequest:
         num_parts: Number of runs that share the cases (parts.py); the last to finish writes the files.
         part_id: Which of them this is, from 0.
         merge: Compare nothing; write the files from what the parts have measured.
+        cluster: Compare the cases on Dask workers: "local:2", "tcp://host:8786" or "slurm:8"; None: in `np` processes.
     """
 
     gt_folder: Path | None
@@ -57,6 +60,7 @@ class EvaluationRequest:
     num_parts: int = 1
     part_id: int = 0
     merge: bool = False
+    cluster: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +110,8 @@ def evaluate(request: EvaluationRequest, listener: Listener | None = None) -> Ev
         return _evaluate_part(run)
     bad: dict[str, str] = {}
     leave_out = (lambda case, error: bad.update({case.name: error.message})) if request.chill else None
-    with listener.progress("evaluate", len(cases)) as progress:
-        metrics = evaluation.evaluate(cases, labels, request.tolerance, run.processes, progress.step, leave_out)
+    with run.workers(cases) as workers, listener.progress("evaluate", len(cases)) as progress:
+        metrics = evaluation.evaluate(cases, labels, request.tolerance, workers, progress.step, leave_out)
     return _write(run, metrics, bad)
 
 
@@ -123,9 +127,11 @@ class _Run:
     unpaired: Sequence[str]
     listener: Listener
 
-    @property
-    def processes(self) -> int:
-        return min(MAX_PROCESSES, os.cpu_count() or 1) if self.request.np is None else self.request.np
+    def workers(self, cases: "Sequence[CasePair]") -> AbstractContextManager[Workers]:
+        """Provide processes, or workers of a cluster, that compare these cases."""
+        processes = min(MAX_PROCESSES, os.cpu_count() or 1) if self.request.np is None else self.request.np
+        shared = Shared(read=[file for case in cases[:1] for file in (case.reference, case.prediction)])
+        return workers_on(self.request.cluster, processes, shared, self.listener.note, self.listener.warn)
 
 
 def _evaluate_part(run: _Run) -> EvaluationResult:
@@ -167,8 +173,8 @@ def _evaluate_part(run: _Run) -> EvaluationResult:
         return written[0]
     own = part.take(run.cases)
     stamps = {case.name: _stamps(case) for case in own}  # before they are read
-    with listener.progress("evaluate", len(own)) as progress:
-        measured, failed = evaluation.measure(own, run.labels, request.tolerance, run.processes, progress.step)
+    with run.workers(own) as workers, listener.progress("evaluate", len(own)) as progress:
+        measured, failed = evaluation.measure(own, run.labels, request.tolerance, workers, progress.step)
     raise_failed(outcome for outcome in failed if not (request.chill and outcome.bad_files))
     bad = {outcome.case.name: outcome.error.message for outcome in failed if outcome.error}
     missing = records.finish({"measured": measured, "left_out": bad, "stamps": stamps}, merge)
@@ -232,6 +238,7 @@ def _raw_images(references: Path) -> dict[str, list[Path]]:
 def _check(request: EvaluationRequest) -> None:
     if request.gt_folder is None and request.dataset is None:
         raise UsageError("only one folder is given", "stunet_evaluate GT PRED, or stunet_evaluate -d ID PRED")
+    check_cluster(request.cluster)
     if request.np is not None and request.np < 1:
         raise UsageError(f"-np {request.np}: at least one process is needed", "-np 1")
     if not isfinite(request.tolerance) or request.tolerance < 0:

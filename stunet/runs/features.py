@@ -5,12 +5,13 @@ that fails does not stop the others.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stunet import workspace
+from stunet.cluster import Shared, check_cluster, workers_on
 from stunet.errors import DataError, StunetError, UsageError, closest
 from stunet.files import exclusive_lock, json_differences, read_json, remove_staging, sha256_of_json, shared_lock
 from stunet.parts import Part, Records, to_merge, unfinished
@@ -23,9 +24,11 @@ from stunet.probing.tables import (
     read_targets,
 )
 from stunet.runs.devices import choose_device, set_threads
+from stunet.runs.features_cases import FeatureWriter, Task, write_case
 from stunet.runs.fetching import fetch_model
 from stunet.runs.listener import Listener, Progress
 from stunet.runs.probes import ProbeResult, probe_all, write_probes
+from stunet.workers import map_cases
 from stunet.workspace import FINAL
 
 if TYPE_CHECKING:
@@ -69,6 +72,7 @@ class FeaturesRequest:
         precision: Of the network: "auto", "fp32", "bf16" or "fp16"; auto is the fastest that the device has.
         device: "cuda", "cpu" or "mps"; None: cuda where there is one, else cpu.
         threads: Threads on the CPU; None: one per physical core.
+        cluster: Compute on Dask workers: "local:2", "tcp://host:8786" or "slurm:8"; None: in this process.
         overwrite: Compute all cases again, and replace what another model or other options have made.
         accept_licence: Accept the licence of weights that have to be downloaded and may not be used commercially.
         num_parts: Number of runs that share the cases (parts.py); the last to finish writes the table and the probes.
@@ -100,6 +104,7 @@ class FeaturesRequest:
     precision: str = "auto"
     device: str | None = None
     threads: int | None = None
+    cluster: str | None = None
     overwrite: bool = False
     accept_licence: bool = False
     num_parts: int = 1
@@ -122,17 +127,6 @@ class FeaturesResult:
     files: Mapping[str, Path]
     errors: Mapping[str, StunetError]
     probes: Sequence[ProbeResult] = field(default_factory=tuple)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A case with what belongs to it: its subject, label map and points; or why it cannot be done."""
-
-    case: "InputCase"
-    subject: str
-    label: Path | None
-    points: CasePoints | None
-    error: StunetError | None
 
 
 def features(request: FeaturesRequest, listener: Listener | None = None) -> FeaturesResult:
@@ -186,7 +180,7 @@ class _Run:
 
     request: FeaturesRequest
     model: "Model"
-    tasks: Sequence[_Task]
+    tasks: Sequence[Task]
     targets: Sequence[Target]
     options: Mapping[str, Any]
     listener: Listener
@@ -208,7 +202,7 @@ def _compute_part(run: _Run) -> FeaturesResult:
         kept = replace(request, overwrite=False)
         for number, task in enumerate(run.tasks):
             name = task.case.name
-            if name not in failed and not _is_done(files[name], run.options, _made_from(task), kept):
+            if name not in failed and not _is_done(files[name], run.options, task.made_from(), kept):
                 what = f"the features of case {name!r} are not there, or its files have changed since"
                 raise DataError(what, f"the same command with -num_parts {part.count} -part_id {number % part.count}")
         written.append(_write(run, {name: file for name, file in files.items() if name not in failed}, failed))
@@ -253,6 +247,7 @@ def _check(request: FeaturesRequest) -> None:
         raise UsageError("--model names a model; -d, -c, -p and -tr look one up", "leave out one of the two")
     if not request.model and (request.dataset is None or not request.configuration):
         raise UsageError("no model is named", "-d DATASET -c 3d_fullres, or --model NAME")
+    check_cluster(request.cluster)
     if not 0 < request.step_size <= 1:
         raise UsageError(f"-step_size {request.step_size:g} is not above 0 and at most 1", "-step_size 0.5")
     if not request.probe and (request.targets or request.task):
@@ -283,7 +278,7 @@ def _tasks(
     points: Mapping[str, CasePoints],
     targets: Sequence[Target],
     listener: Listener,
-) -> list[_Task]:
+) -> list[Task]:
     """Return the cases with what belongs to each.
 
     Raises:
@@ -311,7 +306,7 @@ def _tasks(
         if request.points and case.name not in points:
             what = f"case {case.name!r} has no points in {str(request.points)!r}"
             error = error or DataError(what, "add a line, or leave the image out")
-        tasks.append(_Task(case, subjects[case.name], labels.get(case.name), points.get(case.name), error))
+        tasks.append(Task(case, subjects[case.name], labels.get(case.name), points.get(case.name), error))
     return tasks
 
 
@@ -383,7 +378,7 @@ def _classes(request: FeaturesRequest) -> dict[str, list[int]] | None:
     return {name: values for name, values in named.items() if name != "ignore" and values != [0]} or None
 
 
-def _make_folder(request: FeaturesRequest, tasks: Sequence[_Task]) -> None:
+def _make_folder(request: FeaturesRequest, tasks: Sequence[Task]) -> None:
     taken = {request.input.resolve()} | {path.resolve() for path in (request.labels,) if path}
     if request.output.resolve() in taken | {file.resolve().parent for task in tasks for file in task.case.files}:
         what = f"images and features would share the folder {str(request.output)!r}"
@@ -391,11 +386,9 @@ def _make_folder(request: FeaturesRequest, tasks: Sequence[_Task]) -> None:
     request.output.mkdir(parents=True, exist_ok=True)
 
 
-def _compute(run: _Run, tasks: Sequence[_Task]) -> tuple[dict[str, Path], dict[str, StunetError]]:
+def _compute(run: _Run, tasks: Sequence[Task]) -> tuple[dict[str, Path], dict[str, StunetError]]:
     """Compute those of these cases that are not done; return the files and errors by case."""
-    from stunet.inference.failures import reason
-    from stunet.inference.features.stored import ENDING, StoredFeatures, write_features
-    from stunet.inference.reading import UNREADABLE
+    from stunet.inference.features.stored import ENDING
 
     request, model, options, listener = run.request, run.model, run.options, run.listener
     files: dict[str, Path] = {}
@@ -409,52 +402,56 @@ def _compute(run: _Run, tasks: Sequence[_Task]) -> tuple[dict[str, Path], dict[s
             (request.output / name).unlink(missing_ok=True)
     todo = []
     for task in tasks:
-        file = request.output / f"{task.case.name}{ENDING}"
-        if not task.error and _is_done(file, options, _made_from(task), request):
+        file = task.file(request.output)
+        if not task.error and _is_done(file, options, task.made_from(), request):
             files[task.case.name] = file
         elif not task.error:
             todo.append(task)
     if files:
         listener.note(f"{len(files)} of {len(tasks)} cases are done already")
     with listener.progress(f"features of {model.name}", len(todo)) as progress:
-        for task in todo:
-            name, file = task.case.name, request.output / f"{task.case.name}{ENDING}"
-            try:
-                found = model.features(
-                    task.case,
-                    labels=task.label,
-                    points=task.points.at if task.points else None,
-                    names=task.points.names if task.points else None,
-                    pools=options["pools"],
-                    classes=options["classes"],
-                    world=request.world,
-                    stages=options["stages"],
-                    on_window=_shown(progress, name),
-                )
-                made_from = {**options, **_made_from(task)}
-                write_features(file, StoredFeatures(name, found, made_from))
-                files[name] = file
-                listener.featured(name, file, None)
-            except (StunetError, MemoryError, *UNREADABLE) as error:
-                errors[name] = reason(error, "computing features")
-            progress.step(name)
+        written = _write_elsewhere if request.cluster and todo else _write_here
+        for task, error in written(run, todo, progress):
+            if error:
+                errors[task.case.name] = error
+            else:
+                files[task.case.name] = task.file(request.output)
+                listener.featured(task.case.name, files[task.case.name], None)
+            progress.step(task.case.name)
     order = [task.case.name for task in tasks]
     return {name: files[name] for name in order if name in files}, errors
 
 
+def _write_here(run: _Run, tasks: Sequence[Task], progress: Progress) -> Iterator[tuple[Task, StunetError | None]]:
+    for task in tasks:
+        shown = _shown(progress, task.case.name)
+        yield task, write_case(run.model, task, run.request.output, run.options, run.request.world, shown)
+
+
+def _write_elsewhere(run: _Run, tasks: Sequence[Task], progress: Progress) -> Iterator[tuple[Task, StunetError | None]]:
+    """Yield the tasks and why they failed as the workers of a cluster finish them."""
+    request, listener = run.request, run.listener
+    keys = ("fold", "checkpoint", "precision", "step_size", "orientation")
+    function = FeatureWriter(
+        path=_model_path(request, listener),
+        folder=request.output,
+        options=run.options,
+        world=request.world,
+        arguments={key: getattr(request, key) for key in keys},
+        device=request.device,
+        threads=request.threads,
+    )
+    shared = Shared([run.model.path, *tasks[0].case.files], [request.output])
+    with workers_on(request.cluster, 1, shared, listener.note, listener.warn) as workers:
+        for done in map_cases(function, tasks, workers, lambda task: task.case.name):
+            error = done.error or done.result
+            if error and not done.error:  # of the others, the workers have told
+                listener.warn(f"case {done.case.case.name!r} failed: {error.message}")
+            yield done.case, error
+
+
 def _shown(progress: Progress, name: str) -> Any:
     return lambda done, total: progress.part(done / total, name)
-
-
-def _made_from(task: _Task) -> dict[str, Any]:
-    """Return the files and points that a case's features are made from, as JSON holds them."""
-    found: dict[str, Any] = {"image": task.case.fingerprint()}
-    if task.label:
-        stat = task.label.stat()
-        found["labels"] = [task.label.name, stat.st_size, stat.st_mtime_ns]
-    if task.points:
-        found["points"] = [[name, *at] for name, at in zip(task.points.names, task.points.at, strict=True)]
-    return found
 
 
 def _is_done(file: Path, options: Mapping[str, Any], made_from: Mapping[str, Any], request: FeaturesRequest) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stunet import nnunet, workspace
+from stunet.cluster import Shared, check_cluster, workers_on
 from stunet.errors import DataError, StunetError, UsageError, closest, last_line
 from stunet.kinds import FINGERPRINT, has_classes, read, read_dataset_json
 from stunet.plans.files import list_planned, list_plans, plan_path, read_dataset_plan, read_plan
@@ -27,6 +28,7 @@ from stunet.runs.planning_request import (
     is_in_parts,
     workers_of,
 )
+from stunet.workers import Workers
 
 if TYPE_CHECKING:
     from stunet.report.dataset import Look
@@ -96,6 +98,7 @@ def _prepared(
 ) -> tuple[list[str], PlanningRequest, str | None, Followed]:
     """Return names of datasets, the request with its preset's values, the preset's normalization, what is followed."""
     check_parts(request)
+    check_cluster(request.cluster)
     names = [_raw_dataset(dataset) for dataset in datasets]
     workspace.folder("nnUNet_preprocessed")
     request, normalization = complete(request, listener)
@@ -132,6 +135,24 @@ def _check_configurations(datasets: Sequence[str], configurations: Sequence[str]
 def _plan_and_preprocess(
     dataset: str, request: PlanningRequest, normalization: str | None, followed: Followed, listener: Listener
 ) -> PlanningResult:
+    target = workspace.preprocessed_dataset(dataset)
+    writes = not (request.dry_run or request.no_pp)
+    if request.cluster and writes:
+        target.mkdir(parents=True, exist_ok=True)
+    shared = Shared([workspace.raw_dataset(dataset) / "dataset.json"], [target] if writes else [])
+    readers = request.npfp or min(8, _cores())
+    with workers_on(request.cluster, readers, shared, listener.note, listener.warn) as workers:
+        return _plan_with(workers, dataset, request, normalization, followed, listener)
+
+
+def _plan_with(
+    workers: Workers,
+    dataset: str,
+    request: PlanningRequest,
+    normalization: str | None,
+    followed: Followed,
+    listener: Listener,
+) -> PlanningResult:
     nnunet.check_nnunet()
     readers = request.npfp or min(8, _cores())
     nnunet.limit_processes()
@@ -144,7 +165,7 @@ def _plan_and_preprocess(
     wants_page = request.report and not request.dry_run
     found = None
     if not is_in_parts(request):
-        found = None if request.no_check else _check_files(dataset, readers, wants_page, listener)
+        found = None if request.no_check else _check_files(dataset, workers, wants_page, listener)
     elif planned is None:
         from stunet.runs.planning_parts import analyse
 
@@ -171,7 +192,8 @@ def _plan_and_preprocess(
     page.unlink(missing_ok=True)  # that of an earlier plan
     if found and wants_page:
         _write_page(dataset, planned, found, page, listener)
-    if not request.no_pp and _preprocess(dataset, planned, request, listener):
+    cluster = workers if request.cluster else None
+    if not request.no_pp and _preprocess(dataset, planned, request, listener, cluster):
         listener.note(f"next: {_training_command(dataset, planned, request)}")
     return result
 
@@ -221,7 +243,7 @@ def _page_of(dataset: str, plan: Plan, found: Found, path: Path) -> None:
     page.write(report.page(dataset, description, found.looks, chosen), path)
 
 
-def _check_files(dataset: str, workers: int, wants_page: bool, listener: Listener) -> Found:
+def _check_files(dataset: str, workers: Workers, wants_page: bool, listener: Listener) -> Found:
     """Return what the check of all files has found; the listener has been told of the warnings."""
     from stunet.datasets import read_dataset
     from stunet.datasets.check import examine, judge_cases, see_nothing
@@ -275,7 +297,9 @@ def _plan(
     return make_plan(dataset, fingerprint, request, normalization, followed, listener)
 
 
-def _preprocess(dataset: str, plan: Plan, request: PlanningRequest, listener: Listener) -> bool:
+def _preprocess(
+    dataset: str, plan: Plan, request: PlanningRequest, listener: Listener, cluster: Workers | None
+) -> bool:
     """Preprocess, or do what a part does of that; return whether all cases are done."""
     from stunet.parts import Part, unfinished
     from stunet.preprocessing.dataset import merge_parts, pending_cases, preprocess, stale_cases
@@ -292,7 +316,10 @@ def _preprocess(dataset: str, plan: Plan, request: PlanningRequest, listener: Li
         if request.merge:
             merge_parts(dataset, plan, [name], request.num_parts)
             continue
-        if asked:
+        workers: Workers
+        if cluster is not None:
+            workers = cluster
+        elif asked:
             workers = asked[position if len(asked) > 1 else 0]
         else:
             workers = _fitting(dataset, plan, name, min(WORKERS.get(name, FEWER), _cores()), listener)

@@ -58,6 +58,8 @@ class PlanningRequest:
         no_pp: Plan only.
         dry_run: Plan, and write nothing.
         report: Write a page about the dataset beside its plans, of what the check has seen; parts write none.
+        cluster: Check and preprocess the cases on Dask workers: "local:2", "tcp://host:8786" or "slurm:8"; None: in
+            processes here.
         num_parts: Number of runs that share the cases (planning_parts.py).
         part_id: Which of them this is, from 0.
         merge: Do no case; write what belongs to all cases from what the parts have done.
@@ -88,6 +90,7 @@ class PlanningRequest:
     no_pp: bool = False
     dry_run: bool = False
     report: bool = True
+    cluster: str | None = None
     num_parts: int = 1
     part_id: int = 0
     merge: bool = False

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stunet import workspace
+from stunet.cluster import check_cluster
 from stunet.errors import DataError, StunetError, UsageError, WeightsError
 from stunet.parts import Part
 from stunet.results.formats import DEFAULT, FORMATS
@@ -73,6 +74,8 @@ class PredictionRequest:
         index: Also write a table of all cases, with status, seconds, volumes and hashes, and one of those that failed,
             and go by these records, without opening results; always for a list of images.
         shard: Put the results into folders named by this many digits of a hash of the cases' names; 0: no folders.
+        cluster: Predict on Dask workers: "local:2", "tcp://host:8786" or "slurm:8", each with `max_memory` and
+            `threads`; None: in this process.
         npp: Recorded as nnU-Net does, without effect: one thread preprocesses.
         nps: Recorded as nnU-Net does, without effect: this process writes the results.
         verbose: Let nnU-Net print what it does.
@@ -114,6 +117,7 @@ class PredictionRequest:
     report: Path | None = None
     index: bool = False
     shard: int = 0
+    cluster: str | None = None
     npp: int | None = None
     nps: int | None = None
     verbose: bool = False
@@ -226,6 +230,7 @@ def _checked(request: PredictionRequest) -> PredictionRequest:
             raise UsageError(
                 f"--save_probabilities has all of the model's classes, not those of --{option}", "one of the two"
             )
+    check_cluster(request.cluster)
     if request.fast and request.prev_stage_predictions:
         raise UsageError("--fast has no previous stage", "leave out -prev_stage_predictions")
     if not 0 < request.step_size <= 1:

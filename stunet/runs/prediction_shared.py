@@ -124,8 +124,9 @@ class Whole:
     def _write_statistics(self) -> None:
         from stunet.results.statistics import add_statistics
 
-        if self._measured:
-            add_statistics(self._run.target, self._measured, self._new)
+        if self._measured:  # in the order of the cases, in whatever order they are done
+            ordered = {name: self._measured[name] for name in self._run.names if name in self._measured}
+            add_statistics(self._run.target, ordered, self._new)
 
 
 class OfPart:

@@ -12,11 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stunet.cluster import Shared, workers_on
 from stunet.errors import DataError, Interrupted, StunetError
 from stunet.files import exclusive_lock, shared_lock
 from stunet.runs.listener import Listener, Progress
 from stunet.runs.prediction import PredictedCase, PredictionRequest
+from stunet.runs.prediction_elsewhere import predict_on
 from stunet.runs.prediction_shared import OfPart, StageRun, Whole, gathered_by, write_report
+from stunet.workers import Workers
 
 if TYPE_CHECKING:
     from stunet.inference.cases import InputCase
@@ -61,7 +64,16 @@ def run_stages(
     own, ending = {case.name: case.place(folder) for case in cases}, ""
     _make_writable(folder)
     try:
-        with _reserved(request, cases, folder), _terminable(listener):
+        read = [file for stage in stages for file in stage.model.checkpoint_files]
+        read += [file for case in cases[:1] for file in case.files if file.exists()]
+        shared = Shared(read, [folder])
+        with (
+            _reserved(request, cases, folder),
+            _terminable(listener),
+            workers_on(
+                request.cluster, 1, shared, listener.note, listener.warn, request.max_memory, f"take {CONTINUE}"
+            ) as workers,
+        ):
             while stages:
                 stage = stages.pop(0)
                 name = stage.configuration_name
@@ -70,7 +82,7 @@ def run_stages(
                     cascade = stages[0].configuration_name
                     listener.note(f"{cascade} is a cascade: predicting {name} first, into {str(target)!r}")
                 run = StageRun(request, stage, target, names, not stages, report, errors, listener)
-                ending = _merge_stage(run) if request.merge else _run_stage(run, cases)
+                ending = _merge_stage(run) if request.merge else _run_stage(run, cases, workers)
                 previous = stage.model.ending
                 cases = [
                     replace(case, previous=case.place(target) / f"{case.name}{previous}")
@@ -111,7 +123,7 @@ def _is_part(request: PredictionRequest) -> bool:
     return request.num_parts > 1 or request.merge
 
 
-def _run_stage(run: StageRun, cases: "list[InputCase]") -> str:
+def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers) -> str:
     """Predict the cases into the stage's folder; add errors by case. Return the ending of the results."""
     from stunet.inference.pipeline import Pipeline
     from stunet.inference.records import check_folder_is_free, write_case_record
@@ -140,7 +152,11 @@ def _run_stage(run: StageRun, cases: "list[InputCase]") -> str:
         # Not known before: what is done, and still valid, is left out.
         progress.total = len(todo)
         try:
-            for outcome in _logged(pipeline.run(todo), index):
+            if run.request.cluster:
+                outcomes = predict_on(workers, run.request, pipeline, not whole_folder, listener.warn, todo)
+            else:
+                outcomes = pipeline.run(todo)
+            for outcome in _logged(outcomes, index):
                 progress.step(outcome.case.name)
                 shared.add(outcome)
                 if outcome.error:

@@ -75,22 +75,22 @@ NNUNET = {
 # Ours. A new flag is added here, to the docs and to the changelog in one commit.
 OUR_FLAGS = {
     "plan_and_preprocess": "-p --size --network --preset --stages --spacing --pretrained --accept_licence --like "
-    "--checkpointing --probe --dry_run --no_check --no_report -num_parts -part_id --merge",
+    "--checkpointing --probe --dry_run --no_check --no_report --cluster -num_parts -part_id --merge",
     "train": "-d -c -f --size --network --stages -gpu_memory_target --preset --set --dry_run --overwrite --pretrained "
     "--finetune --head --list --fsdp --transfer --inflate --accept_licence --name --last --log",
     "pretrain": "-d --method --list -c -p --like --size --network --stages -gpu_memory_target --preset --set --augment "
     "--skip_bad --dry_run --overwrite -num_gpus --fsdp -device --c --disable_checkpointing --pretrained --transfer "
     "--inflate --accept_licence --name --log",
     "predict": "--model --series --labels --v1_preprocessing --orientation --precision --max_memory --threads --fast "
-    "--roi_subset --format --statistics --preview --report --dry_run --accept_licence --last --merge "
+    "--roi_subset --format --statistics --preview --report --cluster --dry_run --accept_licence --last --merge "
     "--index --shard",
-    "evaluate": "-d --tolerance --labels --csv --json --report -num_parts -part_id --merge",
+    "evaluate": "-d --tolerance --labels --csv --json --report --cluster -num_parts -part_id --merge",
     "experiment": "-o --dry_run --summary_only -j -device --json --accept_licence",
     "rank": "-d --models --scores --cases -f --points --layers --seed -o -step_size -device --precision --threads "
     "--finetune --set -c -p -j --json --disable_progress_bar --accept_licence",
     "features": "-i -o --model -d -c -p -tr -f -chk --pool --labels --points --world --stages --probe --target --task "
-    "--seed --series --orientation -step_size -device --precision --threads --overwrite --disable_progress_bar "
-    "--accept_licence -num_parts -part_id --merge",
+    "--seed --series --orientation -step_size -device --precision --threads --cluster --overwrite "
+    "--disable_progress_bar --accept_licence -num_parts -part_id --merge",
     "info": "--json",
     "report": "-o --no_slices --views",
     "pseudo_label": "-d --teacher --name --classes --min_confidence --confidence --orientation -f -chk -step_size "
@@ -114,7 +114,7 @@ for line in sys.stdin.read().splitlines():
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         importlib.import_module("stunet.cli." + name).main(argv)
-    loaded = {'torch', 'nnunetv2', 'SimpleITK', 'scipy', 'matplotlib', 'rich'} & set(sys.modules)
+    loaded = {'torch', 'nnunetv2', 'SimpleITK', 'scipy', 'matplotlib', 'rich', 'distributed'} & set(sys.modules)
     if loaded or not said.getvalue():
         sys.exit(f"{line}: loaded {loaded}, said {said.getvalue()!r}")
 """
