@@ -246,7 +246,9 @@ class _Shift:
             raise DataError(f"{where} has had no worker for {PATIENCE_S:.0f} s", hint)
         if waited > NOTE_S and not self._noted:
             self._noted = now
-            self._crew.note(f"waiting for workers of {where}")
+            self._crew.note(
+                f"waiting for workers of {where}" + (": squeue --me shows its jobs" if self._crew.waits else "")
+            )
 
     def _answer(self, seat: Seat, future: Future) -> tuple[Any, Exception | None]:
         """Return what a finished case returned and raised; Lost if its worker is gone with it."""

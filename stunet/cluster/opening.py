@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from shutil import which
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings
 
 from stunet.cluster import FORM, Shared, check_cluster
 from stunet.errors import DataError, UsageError, last_line
@@ -73,7 +74,9 @@ def _client(source: Any, cluster: str) -> Iterator[Any]:
     from distributed import Client
 
     try:
-        client = Client(source, timeout=CONNECT_S, set_as_default=False)
+        # Of other versions of many packages: admission.py looks at those that count.
+        with catch_warnings(action="ignore"):
+            client = Client(source, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError, RuntimeError) as error:
         what = f"no Dask scheduler answers at {cluster}: {last_line(error) or type(error).__name__}"
         raise DataError(what, "start one there: dask scheduler, and workers: dask worker ADDRESS") from None
@@ -125,7 +128,8 @@ def _as_jobs(jobs: int, memory_gb: float | None) -> Iterator[Any]:
         raise UsageError(what, f"write it into {JOBS_FILE}, as docs/cluster.md shows")
     memory: Any = {} if memory_gb is None else {"memory": f"{int(memory_gb * GB)} B"}
     with dask.config.set({"logging": SETTINGS["logging"]}):
-        cluster = SLURMCluster(processes=1, silence_logs=logging.CRITICAL, **memory)
+        with catch_warnings(action="ignore"):  # of the port of a dashboard
+            cluster = SLURMCluster(processes=1, silence_logs=logging.CRITICAL, **memory)
         try:
             _check_job(cluster.job_script())
             # Not scale(), which submits each job once: those that end at their walltime are replaced.

@@ -18,7 +18,8 @@ if [ "$1" = --test-only ]; then
     if grep -q "SBATCH -p closed"; then echo "sbatch: error: invalid partition specified: closed" >&2; exit 1; fi
     exit 0
 fi
-setsid sh "$1" > "{folder}/job.log" 2>&1 < /dev/null &
+cp "$1" "{folder}/job.$$"  # as Slurm does: the script is removed
+setsid sh "{folder}/job.$$" >> "{folder}/job.log" 2>&1 < /dev/null &
 echo $! >> "{folder}/submitted"
 echo "Submitted batch job $!"
 """
@@ -43,6 +44,7 @@ JOB = {"jobqueue.slurm.cores": 1, "jobqueue.slurm.memory": "2GB", "jobqueue.slur
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_jobs_are_submitted_do_the_cases_and_are_cancelled(slurm: Path) -> None:
     with dask.config.set({**JOB, "jobqueue.slurm.interface": "lo"}):
         outcomes = run("slurm:2", slurm / "cases", ["fine", "kills once", "fine"])

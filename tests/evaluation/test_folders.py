@@ -80,7 +80,7 @@ def test_several_processes_give_the_same_summary(two_cases: tuple[Path, Path], m
 
     monkeypatch.setattr(folders, "map_cases", map_forked)
     done: list[str] = []
-    assert summarise(two_cases, processes=2, advance=done.append) == summarise(two_cases)
+    assert summarise(two_cases, workers=2, advance=done.append) == summarise(two_cases)
     assert sorted(done) == ["a", "b"]
 
 
