@@ -128,12 +128,7 @@ class Records:
 
     def own(self) -> Any | None:
         """Return what this part handed over in an earlier run, finished or not, that agreed; None: nothing."""
-        path = self._path(self.part.number)
-        try:
-            record = read(path, PART) if path.exists() else None
-        except DataError:
-            return None
-        return record["content"] if record and not json_differences(record["agreed"], self.agreed) else None
+        return self._read(self.part.number)[0]
 
     def finish(self, content: Any, merge: Callable[[list[Any]], None]) -> str:
         """Replace the record of this part, and merge all of them if it was the last.
@@ -149,7 +144,7 @@ class Records:
             self.save(content, done=True)
             contents, missing = self._contents()
             if missing:
-                return first_few([f"{number} ({why})" for number, why in missing.items()], separator=", ")
+                return _in_words(missing)
             merge(contents)
         return ""
 
@@ -164,33 +159,36 @@ class Records:
         with self.locked():
             contents, missing = self._contents()
             if missing:
-                named = first_few([f"{number} ({why})" for number, why in missing.items()], separator=", ")
                 hint = f"the same command with -num_parts {self.part.count} -part_id {min(missing)}"
-                raise DataError(f"of {self.part.count} parts, {len(missing)} are missing: {named}", hint)
+                what = f"of {self.part.count} parts, {len(missing)} are missing: {_in_words(missing)}"
+                raise DataError(what, hint)
             merge(contents)
 
     def _contents(self) -> tuple[list[Any], dict[int, str]]:
         """Return what the parts that are done handed over, and by number why others do not count."""
-        contents, missing = [], {}
-        for number in range(self.part.count):
-            path = self._path(number)
-            try:
-                record = read(path, PART) if path.exists() else None
-            except DataError as error:
-                missing[number] = error.message
-                continue
-            if record is None:
-                missing[number] = "not run yet"
-            elif changed := json_differences(record["agreed"], self.agreed):
-                missing[number] = f"of another run: {changed[0]}"
-            elif not record["done"]:
-                missing[number] = "not finished"
-            else:
-                contents.append(record["content"])
-        return contents, missing
+        found = {number: self._read(number) for number in range(self.part.count)}
+        missing = {number: why for number, (_, why) in found.items() if why}
+        return [content for content, why in found.values() if not why], missing
+
+    def _read(self, number: int) -> tuple[Any | None, str]:
+        """Return what a part has recorded, if it agrees, and why that does not count; empty if it does."""
+        path = self._path(number)
+        try:
+            record = read(path, PART) if path.exists() else None
+        except DataError as error:
+            return None, error.message
+        if record is None:
+            return None, "not run yet"
+        if changed := json_differences(record["agreed"], self.agreed):
+            return None, f"of another run: {changed[0]}"
+        return record["content"], "" if record["done"] else "not finished"
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number}-of-{self.part.count}.json"
+
+
+def _in_words(missing: Mapping[int, str]) -> str:
+    return first_few([f"{number} ({why})" for number, why in missing.items()], separator=", ")
 
 
 def unfinished(part: Part, missing: str) -> str:
