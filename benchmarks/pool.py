@@ -3,6 +3,7 @@
     python benchmarks/pool.py datasets 4               # 7: posterior hippocampi; 8 and 9: organs in MR and CT
     python benchmarks/pool.py plans 4 5                # nnU-Net's networks for planned datasets: Plain, ResEnc
     python benchmarks/pool.py random mae random.pth    # an untrained network, as a candidate
+    python benchmarks/pool.py results FOLDER...        # what fine-tuning reached, for stunet_rank evaluate
 
 Datasets 4, 5 and 50, and what pre-trains on them, are those of benchmarks/selfsupervised.md. benchmarks/ranking.md has
 the commands around this file, and what came out.
@@ -23,6 +24,7 @@ from stunet.datasets.phantom import LABELS, make_case
 from stunet.files import atomic_folder, read_json, write_json
 from stunet.folds import FILE as SPLITS
 
+RESULTS = Path(__file__).parent / "results" / "pool.json"
 POSTERIOR = 2  # of the Decathlon's hippocampus
 ORGANS = 40  # cases
 SHAPE, SPACING = (32, 48, 40), 2.0  # of organs, in voxels and mm
@@ -41,8 +43,12 @@ def main() -> None:
     untrained = actions.add_parser("random")
     untrained.add_argument("like", type=Path, help="pre-trained STU-Net, whose plan it has")
     untrained.add_argument("file", type=Path)
+    collecting = actions.add_parser("results")
+    collecting.add_argument("folders", nargs="+", type=Path, help="of stunet_experiment or arms.py, with pool/*.toml")
     args = parser.parse_args()
-    if args.action == "datasets":
+    if args.action == "results":
+        collect(args.folders)
+    elif args.action == "datasets":
         make_posterior(args.source, 7)
         make_organs(8, "OrgansMR", 1, is_mr=True)
         make_organs(9, "OrgansCT", 2, is_mr=False)
@@ -164,6 +170,29 @@ def write_random(like: Path, file: Path) -> None:
         transfers=WHOLE,
     )  # fmt: skip
     result(str(file))
+
+
+def collect(folders: list[Path]) -> None:
+    """Adds the arms of the pool to the results; those with both parts and 8 cases are selfsupervised_arms.json's."""
+    from stunet.experiment.arms import arms, command, read_experiment, request
+    from stunet.experiment.runs import Record, results
+
+    found = read_json(RESULTS) if RESULTS.is_file() else {"targets": {}}
+    for line, by_cases in read_json(RESULTS.with_name("selfsupervised_arms.json")).items():
+        if line.startswith("few_cases:") and (seeds := by_cases.get("8")):
+            dice = {seed: run["dice"] for seed, run in seeds.items()}
+            name = line.removeprefix("few_cases:").removesuffix(" full")
+            found["targets"].setdefault("Dataset004_Hippocampus", {})[name] = {"dice": dice}
+    for folder in folders:
+        for file in sorted(folder.glob("*.toml")):
+            experiment = read_experiment(file)
+            todo = {arm: command(request(experiment, arm)) for arm in arms(experiment)}
+            target = found["targets"].setdefault(workspace.dataset_name(experiment.dataset), {})
+            for arm, dice in results(todo, Record(folder)).items():
+                rounded = {case: {name: round(value, 4) for name, value in each.items()} for case, each in dice.items()}
+                target.setdefault(arm.title, {"dice": {}})["dice"][str(arm.seed)] = rounded
+    write_json(RESULTS, found)
+    result(", ".join(f"{target}: {len(each)} candidates" for target, each in found["targets"].items()))
 
 
 if __name__ == "__main__":
