@@ -6,6 +6,7 @@ what is opened.
 
 import logging
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -113,12 +114,22 @@ def _on_this_machine(workers: int, memory_gb: float | None) -> Iterator[Any]:
                 cluster.close(CLOSE_S)
 
 
+def slurm_cluster() -> Any:
+    """Return dask-jobqueue's class. Importing it changes what Ctrl-C does, which is undone."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        from dask_jobqueue import SLURMCluster
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return SLURMCluster
+
+
 @contextmanager
 def _as_jobs(jobs: int, memory_gb: float | None) -> Iterator[Any]:
     """Yield a scheduler in this process whose workers are Slurm jobs, as described in ~/.config/dask/jobqueue.yaml."""
     import dask
-    from dask_jobqueue import SLURMCluster
 
+    SLURMCluster = slurm_cluster()
     if which("sbatch") is None:
         what = "--cluster slurm: there is no sbatch here"
         raise DataError(what, "the same command where jobs are submitted, or --cluster tcp://host:8786")

@@ -6,12 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import dask
-import dask_jobqueue  # noqa: F401 - whose defaults are otherwise added in the middle of dask.config.set()
 import pytest
 
+from stunet.cluster.opening import slurm_cluster
 from stunet.errors import DataError, UsageError
 from tests.cluster.dask_processes import run, wait_until
 from tests.test_structure import ROOT
+
+slurm_cluster()  # whose defaults are otherwise added in the middle of dask.config.set()
 
 SBATCH = """#!/bin/sh
 if [ "$1" = --test-only ]; then
@@ -79,3 +81,8 @@ def test_a_machine_without_slurm_is_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match="there is no sbatch here"):
         run("slurm", tmp_path, ["fine"])
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_with_dask_jobqueue_imported() -> None:
+    slurm_cluster()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
