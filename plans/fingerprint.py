@@ -119,15 +119,15 @@ def load_analyses(path: Path) -> list[tuple[Any, ...]]:
         raise DataError(f"cannot read {str(path)!r}: {last_line(error)}", "run its part again") from None
 
 
-def write_fingerprint(dataset: str, analyses: Sequence[tuple[Any, ...]]) -> None:
-    """Write the fingerprint from what analyze_part() returned, in the order of all cases.
+def write_fingerprint(dataset: str, analyses: Sequence[tuple[Any, ...]], source: Any) -> None:
+    """Write the fingerprint from what analyze_part() returned, in the order of all cases; `source` as it was before.
 
     Raises:
         DataError: As for extract_fingerprint().
     """
     path, (kind, found) = preprocessed_dataset(dataset) / FILE, orientations(dataset)
     _run_extractor(dataset, _Pool(1, lambda name, cases: None, known=analyses), 1, kind, found)
-    write_json(path, {**read_json(path), SOURCE: source_of(dataset), ORIENTATIONS: found})
+    write_json(path, {**read_json(path), SOURCE: source, ORIENTATIONS: found})
 
 
 def _run_extractor(dataset: str, pool: "_Pool", workers: int, kind: str, found: Mapping[str, int]) -> None:

@@ -12,7 +12,7 @@ by a run with --merge, from what the parts handed over. A part that runs again r
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ def part_of(count: int | None, number: int | None, environment: Mapping[str, str
     tasks, task, step = int(environment[COUNT]), int(environment.get(ID, 0)), int(environment.get(STEP, 1))
     lowest = int(environment.get(LOWEST, 0))
     highest = int(environment.get(HIGHEST, lowest + step * (tasks - 1)))
-    hint = f"name the part: -num_parts {count or tasks} -part_id I, from 0"
+    hint = f"-num_parts 1 takes all cases; a part has a name: -num_parts {count or tasks} -part_id I, from 0"
     if count not in (None, tasks):
         raise UsageError(f"-num_parts is {count}, and this Slurm array has {tasks} tasks", hint)
     if highest - lowest != step * (tasks - 1):  # as with --array=1,5,7, or of tasks that run again
@@ -189,6 +189,31 @@ class Records:
 
 def _in_words(missing: Mapping[int, str]) -> str:
     return first_few([f"{number} ({why})" for number, why in missing.items()], separator=", ")
+
+
+def in_array(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the process is a task of a Slurm array."""
+    return COUNT in environment
+
+
+def refuse_other_count(part: Part, folders: Iterable[Path]) -> None:
+    """Check that a part that an array gave is of the run that has left records in the folders of the results.
+
+    Some tasks of an array that are submitted again are an array of their own: they would divide the cases otherwise,
+    and take the results of others for their own.
+
+    Raises:
+        UsageError: The records are of another number of parts.
+    """
+    places = [place for folder in folders for place in (folder / ".stunet/parts", folder / ".parts")]
+    places += [place for folder in folders for place in folder.glob(".parts-*")]
+    records = [path for place in places for path in place.glob("part-*-of-*.json")]
+    counts = {int(path.stem.rpartition("-")[2]) for path in records} - {part.count}
+    if counts and not any(path.stem.endswith(f"-of-{part.count}") for path in records):
+        what = (
+            f"{str(records[0].parent)!r} has records of a run of {max(counts)} parts, and this array has {part.count}"
+        )
+        raise UsageError(what, f"-num_parts {max(counts)} -part_id I for what is missing, or -num_parts 1")
 
 
 def unfinished(part: Part, missing: str) -> str:

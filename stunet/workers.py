@@ -314,8 +314,8 @@ def pickled(result: Any, error: Exception | None) -> bytes:
         return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
-def failure(error: Exception, name: str) -> StunetError:
-    """Return why a case failed; raise the error if it is not a failure of the case."""
+def failure(error: Exception, name: str, again: str = AGAIN) -> StunetError:
+    """Return why a case failed; raise the error if it is not a failure of the case. `again`: how it goes on."""
     more, without = "a machine with more memory", "or do without this case; the others are done"
     if isinstance(error, StunetError):
         return error
@@ -330,7 +330,7 @@ def failure(error: Exception, name: str) -> StunetError:
         return OutOfMemoryError(f"case {name!r} does not fit into memory: {last_line(error)}", f"{more}, {without}")
     if is_disk_full(error):  # the next case would fail in the same way
         where = f" at {error.filename!r}" if error.filename else ""
-        raise DataError(f"no space for case {name!r}{where}: {error.strerror}", f"free some space, then {AGAIN}")
+        raise DataError(f"no space for case {name!r}{where}: {error.strerror}", f"free some space, then {again}")
     raise error
 
 

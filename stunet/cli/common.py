@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from stunet import __version__, console
 from stunet.errors import StunetError, UsageError, explain
-from stunet.parts import Part, part_of
+from stunet.parts import Part, in_array, part_of, refuse_other_count
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected, 2 usage, 3 data, plan or path missing or bad, 4 weights,
 5 out of memory, 75 interrupted and resumable, 130 Ctrl-C, 141 nobody reads its output (as with | head)"""
@@ -196,16 +196,20 @@ def parts(args: argparse.Namespace, *files: Path) -> dict[str, Any]:
     if args.num_parts is None and args.part_id is None and any(_is_image(path) for path in files):
         return {}
     part = part_of(args.num_parts, args.part_id)
+    if args.num_parts is None and args.part_id is None and in_array():
+        refuse_other_count(part, files)
     if not part.is_whole and args.part_id is None:
-        console.note(f"{part}, by the Slurm array; -num_parts 1 takes all cases")
+        console.note(f"{part}, by the Slurm array; -num_parts 1 takes all cases, if its tasks are something else")
     return {"num_parts": part.count, "part_id": part.number}
 
 
 def _is_image(path: Path) -> bool:
-    """Return whether a path names a single image, which need not exist yet, and neither a folder nor a list."""
+    """Return whether a path names a single image, which need not exist yet, or a folder of DICOM slices; not a list."""
     from stunet.datasets.listing import ending_of
 
-    return bool(ending_of(path.name)) and not path.is_dir()
+    if not path.is_dir():
+        return bool(ending_of(path.name))
+    return any(entry.name.lower().endswith(".dcm") for entry in os.scandir(path))
 
 
 def fold(text: str) -> int | str:

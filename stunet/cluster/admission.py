@@ -18,7 +18,6 @@ from typing import Any
 from stunet import __version__
 from stunet.cluster import Shared
 from stunet.cluster.serving import Work
-from stunet.files import staging_name
 from stunet.workspace import VARIABLES
 
 PACKAGES = ("nnunetv2", "torch", "distributed")
@@ -67,8 +66,9 @@ def invitation(run: str, function: Any, shared: Shared) -> Iterator[Invitation]:
         # Of a folder, one file that is in it: an empty folder of this name may be there as well.
         entries = (entry for entry in os.scandir(path) if entry.is_file()) if path.is_dir() else iter(())
         for file in [Path(entry.path) for entry in islice(entries, 1)] or [path]:
-            sizes[str(file)] = None if file.is_dir() else file.stat().st_size
-    files = [folder / staging_name(f"probe-{run}") for folder in dict.fromkeys(shared.written)]
+            sizes[str(file.absolute())] = None if file.is_dir() else file.stat().st_size
+    # Not a name that remove_staging() of another run in the folder takes for its own.
+    files = [folder.absolute() / f".probe-{run}" for folder in dict.fromkeys(shared.written)]
     try:
         for file in files:
             file.write_text(run)
@@ -119,22 +119,16 @@ def _other_versions(expected: Mapping[str, str]) -> str | None:
 
 
 def _not_shared(invited: Invitation) -> str | None:
-    here = os.getcwd()
-    with suppress(OSError):
-        os.chdir(invited.folder)
-    try:
-        for path, size in invited.probes.sizes.items():
-            try:
-                found = os.stat(path)
-            except OSError as error:
-                return f"it has no {path!r} ({error.strerror}); share the folder with it under the same path"
-            if size not in (None, found.st_size):
-                return f"its {path!r} is another file; share the folder with it under the same path"
-        for path, text in invited.probes.notes.items():
-            if reason := _cannot_write(Path(path), text):
-                return reason
-    finally:
-        os.chdir(here)
+    for path, size in invited.probes.sizes.items():
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            return f"it has no {path!r} ({error.strerror}); share the folder with it under the same path"
+        if size not in (None, found.st_size):
+            return f"its {path!r} is another file; share the folder with it under the same path"
+    for path, text in invited.probes.notes.items():
+        if reason := _cannot_write(Path(path), text):
+            return reason
     return None
 
 

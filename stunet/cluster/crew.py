@@ -22,7 +22,7 @@ from distributed.scheduler import KilledWorker
 
 from stunet.cluster import Shared
 from stunet.cluster.admission import Invitation, admit, dismiss, invitation
-from stunet.cluster.serving import Unsuitable, do
+from stunet.cluster.serving import Lost, Unsuitable, do
 from stunet.errors import DataError, WorkerCrashed, is_out_of_memory
 from stunet.workers import Outcome, failure
 
@@ -40,10 +40,6 @@ class Seat(NamedTuple):
 
     address: str
     folder: str
-
-
-class Lost(Exception):
-    """The worker of a case is gone, or its answer is."""
 
 
 class Crew:
@@ -113,7 +109,7 @@ class Crew:
         if isinstance(error, Lost):
             hint = "look at its files, give each worker more memory, or do without this case; the others are done"
             return WorkerCrashed(f"case {name!r}: its worker died, {TRIES} times", hint)
-        return failure(error, name)
+        return failure(error, name, self.again)
 
 
 class _Shift:

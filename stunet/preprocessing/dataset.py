@@ -199,7 +199,7 @@ def _merge(folder: DataFolder, names: set[str], contents: list[Any]) -> None:
         (folder.path / OWN_FOLDER / "part").rmdir()
     for entry in sorted(os.scandir(folder.path), key=lambda entry: names_case(entry.name), reverse=True):
         if entry.is_file() and not _cases_of(entry.name) & names:
-            os.unlink(entry)
+            Path(entry).unlink(missing_ok=True)
 
 
 def pending_cases(dataset: str, plan: Plan, configurations: Sequence[str], part: Part = WHOLE) -> list[tuple[str, str]]:
@@ -406,9 +406,14 @@ def _valid_records(folder: Path, settings: dict, cases: Sequence[StampedCase]) -
 
 
 def _with_parts(folder: Path, settings: Mapping[str, Any]) -> Manifest | None:
-    """Return the manifest of a data folder with what parts have recorded that have not been merged yet."""
-    manifest = read_manifest(folder)
-    for path in sorted((folder / PARTS).glob("part-*.json")):
+    """Return the manifest of a data folder with what parts have recorded; what was written last counts."""
+    merged = read_manifest(folder)
+    written = (folder / OWN_FOLDER / "manifest.json").stat().st_mtime_ns if merged else 0
+    times = {path: path.stat().st_mtime_ns for path in (folder / PARTS).glob("part-*.json")}
+    manifest = merged
+    for path in sorted(times, key=lambda path: (times[path], path.name)):
+        if times[path] < written:  # it is in the manifest, or of what has been replaced since
+            continue
         try:
             record = read(path, PART)
             cases = {"settings": dict(settings), "cases": record["content"].get("cases", {})}
@@ -449,7 +454,7 @@ def _clear(folder: DataFolder, own: Sequence[StampedCase], names: set[str]) -> N
     stale = [name for name in stale if not _cases_of(name) & others]
     # First the file by which nnU-Net finds a case.
     for name in sorted(stale, key=names_case, reverse=True):
-        (folder.path / name).unlink()
+        (folder.path / name).unlink(missing_ok=True)  # another part may have done so
 
 
 def _remove_unfinished(folder: DataFolder, own: Sequence[StampedCase]) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stunet.errors import StunetError
+from stunet.errors import StunetError, last_line
 from stunet.files import json_differences
 from stunet.runs.devices import choose_device, set_threads
 
@@ -124,8 +124,9 @@ class FeatureWriter:
         set_threads(self.threads or own_threads())
         try:
             model = Model(self.path, **self.arguments, device=choose_device(self.device))
-        except StunetError as error:
-            raise Unsuitable(f"it cannot load the model: {error.message}", error.hint) from error
+        except Exception as error:  # such as that of a broken GPU: others may have a sound one
+            hint = error.hint if isinstance(error, StunetError) else ""
+            raise Unsuitable(f"it cannot load the model: {last_line(error)}", hint) from error
         if other := json_differences(self.options["model"], model.made_by):
             raise Unsuitable(f"it would compute otherwise ({other[0]}); the same model there, a --precision of both")
         return model

@@ -189,7 +189,8 @@ def _plan_with(
         return result
     listener.note(f"plans: {path}")
     page = path.with_suffix(".html")
-    page.unlink(missing_ok=True)  # that of an earlier plan
+    if not is_in_parts(request):
+        page.unlink(missing_ok=True)  # that of an earlier plan
     if found and wants_page:
         _write_page(dataset, planned, found, page, listener)
     cluster = workers if request.cluster else None

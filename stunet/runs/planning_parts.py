@@ -43,22 +43,23 @@ def analyse(dataset: str, request: PlanningRequest, readers: int, listener: List
     """
     place = workspace.preprocessed_dataset(dataset) / FOLDER
     part = to_merge(place, request.num_parts) if request.merge else Part(request.part_id, request.num_parts)
-    agreed = {"source": sha256_of_json(source_of(dataset)), "checked": not request.no_check}
+    source = source_of(dataset)
+    agreed = {"source": sha256_of_json(source), "checked": not request.no_check}
     records = Records(place, part, agreed)
 
     def merge(contents: list[Any]) -> None:
+        checked = {name: case for content in contents for name, case in content["checked"].items()}
+        if checked:
+            cases = {name: CheckedCase.from_json(case) for name, case in checked.items()}
+            for warning in judge_cases(workspace.raw_dataset(dataset), cases):
+                listener.warn(warning)
         if is_up_to_date(dataset):
             return
         found = [load_analyses(place / content["analyses"]) for content in contents]
         # Case i is in part i modulo their number.
         ordered = [found[i % part.count][i // part.count] for i in range(sum(map(len, found)))]
         with workspace.planning(dataset, wait=lambda what: None):
-            write_fingerprint(dataset, ordered)
-        checked = {name: case for content in contents for name, case in content["checked"].items()}
-        if checked:
-            cases = {name: CheckedCase.from_json(case) for name, case in checked.items()}
-            for warning in judge_cases(workspace.raw_dataset(dataset), cases):
-                listener.warn(warning)
+            write_fingerprint(dataset, ordered, source)
 
     if request.merge or not records.missing():
         records.merge(merge)

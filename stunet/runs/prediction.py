@@ -338,7 +338,8 @@ def _output(
         for case in cases
     ]
     if request.index:  # of very many cases, folders are compared and not files
-        sources = {real(folder) for folder in {file.parent for case in cases for file in case.files}}
+        files = {file.parent for case in cases for file in (*case.files, case.previous) if file}
+        sources = {real(folder) for folder in files}
         if sources & {real(place) for place in {case.place(folder) for case in cases}}:
             raise DataError(f"input and results would share the folder {str(folder)!r}", "another folder with -o")
         return folder, cases

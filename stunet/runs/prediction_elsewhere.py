@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stunet.errors import StunetError
+from stunet.errors import StunetError, last_line
 from stunet.files import json_differences
 from stunet.runs.devices import choose_device, set_threads
 from stunet.runs.prediction import PredictionRequest
@@ -108,8 +108,9 @@ class CasePredictor:
         set_threads(self.threads or own_threads())
         try:
             predictor = Predictor(self.model, replace(self.options, device=choose_device(self.device)))
-        except StunetError as error:
-            raise Unsuitable(f"it cannot load the model: {error.message}", error.hint) from error
+        except Exception as error:  # such as that of a broken GPU: others may have a sound one
+            hint = error.hint if isinstance(error, StunetError) else ""
+            raise Unsuitable(f"it cannot load the model: {last_line(error)}", hint) from error
         if other := json_differences(dict(self.made_by), predictor.made_by):
             raise Unsuitable(
                 f"it would predict otherwise ({other[0]}); the same model there, and --precision bf16 or fp32"
