@@ -8,7 +8,7 @@ import pytest
 
 from stunet.errors import DataError, UsageError
 from stunet.files import lock_across_machines
-from stunet.parts import Part, Records, part_of, to_merge
+from stunet.parts import Part, Records, part_of, refuse_other_count, to_merge
 from tests.loops import for_each
 
 CASES = [f"case_{number}" for number in range(10)]
@@ -112,3 +112,15 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     with lock_across_machines(tmp_path / "lock"):  # waits until the system has ended it
         process.join()
     assert (tmp_path / "lock").exists()
+
+
+def test_some_tasks_of_an_array_do_not_divide_the_cases_again(tmp_path: Path) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    Records(out / ".stunet/parts", Part(7, 32), {}).save({})
+    refuse_other_count(Part(3, 32), [out, other])
+    for part in (Part(0, 2), Part(0, 1)):
+        with pytest.raises(UsageError, match="records of a run of 32 parts") as caught:
+            refuse_other_count(part, [other, out])
+        assert "-num_parts 32" in caught.value.hint
+    refuse_other_count(Part(0, 2), [other])

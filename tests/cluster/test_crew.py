@@ -210,3 +210,25 @@ def test_a_scheduler_without_workers_is_waited_for_and_not_forever(
     with scheduler(tmp_path) as (address, _), pytest.raises(DataError, match="has had no worker for 2 s") as caught:
         run(address, tmp_path / "cases", ["fine"])
     assert "dask worker" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_a_worker_that_leaves_in_the_middle_of_a_case_ends_with_it(tmp_path: Path) -> None:
+    """Dask would let its thread go on for half a minute, while another worker does the case."""
+    folder, first = tmp_path / "cases", tmp_path / "cases" / "case_0"
+    with scheduler(tmp_path) as (address, _), ExitStack() as stack:
+        stack.enter_context(worker(tmp_path, address, "--lifetime", "10s", host="127.0.0.1"))
+        found: list[bool] = []
+
+        def watch() -> None:
+            wait_until(lambda: tries(first))
+            stack.enter_context(worker(tmp_path, address, host="127.0.0.2"))
+            wait_until(lambda: len(tries(first)) == 2)
+            found.append(Path(f"/proc/{tries(first)[0]}").exists())
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        (outcome,) = run(address, folder, ["waits once"])
+        watching.join()
+    assert outcome.value == "case_0"
+    assert found == [False]
