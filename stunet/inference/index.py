@@ -50,10 +50,12 @@ class Index:
     Args:
         folder: The folder of the results.
         part: That writes.
+        shard: Digits of the folders that results are in, below those that a list names; 0: none.
     """
 
     folder: Path
     part: Part
+    shard: int = 0
 
     def begin(self) -> IO[str]:
         """Open the log of this part, to add() to it."""
@@ -112,28 +114,31 @@ class Index:
             "time": time.time(),
             "status": BAD if error else DONE,
             "file": "" if error else file.relative_to(self.folder).as_posix(),
-            "output": case.subfolder,
+            # As a list says it, without the folder of the shard.
+            "output": case.subfolder.rpartition("/")[0] if self.shard else case.subfolder,
             "seconds": round(seconds, 3),
             "volumes": volumes,
             "result": result,
             "input": case.fingerprint(),
-            "images": [str(path) for path in case.files],
+            "images": [str(path.absolute()) for path in case.files],
             "error": [error.message, error.hint] if error else None,
         }
         log.write(json.dumps(row) + "\n")
         log.flush()
 
     def write_tables(self, names: Sequence[str]) -> int:
-        """Write index.csv and failed.csv of these cases, in this order; return how many of them failed.
+        """Write index.csv and failed.csv; return how many of these cases failed.
 
-        Lines are read again one by one: what is in memory is where they are.
+        Other cases that the logs know come after them. Lines are read again one by one: what is in memory is where
+        they are.
         """
         known = self.known()
+        asked, names = set(names), [*names, *sorted(known.keys() - set(names))]
         logs = {path: path.open("rb") for path in {entry.log for entry in known.values()}}
         try:
             first = next((row for name in names if (row := _row(known.get(name), logs)) and row["volumes"]), None)
             classes, failed = list(first["volumes"] if first else ()), 0
-            images = max((len(row["images"]) for name in names[:1] if (row := _row(known.get(name), logs))), default=1)
+            images = max((len(row["images"]) for name in names if (row := _row(known.get(name), logs))), default=1)
             columns = ["image"] if images == 1 else [f"image_{number}" for number in range(images)]
             with (
                 atomic_write(self.folder / INDEX) as part,
@@ -156,10 +161,11 @@ class Index:
                     message, hint = row["error"] or ("", "")
                     start = [name, row["status"], row["file"], row["seconds"]]
                     measured = [row["volumes"].get(each) for each in classes]
-                    table.writerow(csv_cells([*start, *measured, digest, size, *row["images"], message]))
+                    files = [*row["images"], *[""] * (images - len(row["images"]))]
+                    table.writerow(csv_cells([*start, *measured, digest, size, *files, message]))
                     if row["status"] == BAD:
-                        failed += 1
-                        bad.writerow(csv_cells([*row["images"], name, row["output"], message, hint]))
+                        failed += name in asked
+                        bad.writerow([*files, name, row["output"], message, hint])  # a list for -i: as it is
             return failed
         finally:
             for opened in logs.values():

@@ -70,7 +70,7 @@ class StageRun:
         from stunet.inference.index import Index
 
         part = Part(self.request.part_id, self.request.num_parts)
-        return Index(self.target, part) if self.request.index and self.last else None
+        return Index(self.target, part, self.request.shard) if self.request.index and self.last else None
 
     def write_index(self) -> None:
         """Write the tables of the index, if it is asked for."""
