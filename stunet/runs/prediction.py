@@ -309,6 +309,7 @@ def _output(
     request: PredictionRequest, model: "ModelFolder", cases: "list[InputCase]"
 ) -> "tuple[Path, list[InputCase]]":
     """Return the folder of the results, and the cases with the names of their results."""
+    from stunet.inference.index import FAILED, INDEX
     from stunet.inference.products import Products
     from stunet.inference.staging import name_too_long
 
@@ -338,7 +339,10 @@ def _output(
         for case in cases
     ]
     if request.index:  # of very many cases, folders are compared and not files
-        sources = {real(folder) for folder in {file.parent for case in cases for file in case.files}}
+        if request.input.resolve() in {(folder / name).resolve() for name in (INDEX, FAILED)}:
+            raise DataError(f"{str(request.input)!r} is written anew by this run", "a copy of it with -i")
+        read = (file for case in cases for file in (*case.files, case.previous) if file)
+        sources = {real(folder) for folder in {file.parent for file in read}}
         if sources & {real(place) for place in {case.place(folder) for case in cases}}:
             raise DataError(f"input and results would share the folder {str(folder)!r}", "another folder with -o")
         return folder, cases

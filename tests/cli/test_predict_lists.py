@@ -120,6 +120,20 @@ def test_parts_have_logs_of_their_own_and_one_index(capsys: pytest.CaptureFixtur
     assert "nothing to merge" in capsys.readouterr().err
 
 
+def test_what_is_read_is_not_written_over(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict() == 3
+    before = Path("out/failed.csv").read_bytes()
+    assert predict(source="out/failed.csv") == 3
+    assert "a copy of it with -i" in capsys.readouterr().err
+    assert Path("out/failed.csv").read_bytes() == before
+    Path("previous").mkdir()
+    for name in ("p1", "p2", "p3"):
+        Path(f"previous/{name}.nii.gz").write_bytes(b"of the stage before")
+    assert predict("-prev_stage_predictions", "previous", out="previous") == 3
+    assert "would share the folder" in capsys.readouterr().err
+    assert Path("previous/p1.nii.gz").read_bytes() == b"of the stage before"
+
+
 def test_results_are_spread_over_folders_by_a_hash_of_the_name(capsys: pytest.CaptureFixture[str]) -> None:
     Path("data/scans.txt").write_text("p1/ct.nii.gz\n")
     assert predict("--shard", 2, "--preview", source="data/scans.txt") == 0
