@@ -117,23 +117,24 @@ class Index:
             "volumes": volumes,
             "result": result,
             "input": case.fingerprint(),
-            "images": [str(path) for path in case.files],
+            "images": [str(path.absolute()) for path in case.files],  # a list may be moved
             "error": [error.message, error.hint] if error else None,
         }
         log.write(json.dumps(row) + "\n")
         log.flush()
 
     def write_tables(self, names: Sequence[str]) -> int:
-        """Write index.csv and failed.csv of these cases, in this order; return how many of them failed.
+        """Write index.csv and failed.csv of these cases and those of earlier runs; return how many of these failed.
 
         Lines are read again one by one: what is in memory is where they are.
         """
-        known = self.known()
+        known, asked = self.known(), set(names)
+        names = sorted(asked | known.keys())
         logs = {path: path.open("rb") for path in {entry.log for entry in known.values()}}
         try:
             first = next((row for name in names if (row := _row(known.get(name), logs)) and row["volumes"]), None)
             classes, failed = list(first["volumes"] if first else ()), 0
-            images = max((len(row["images"]) for name in names[:1] if (row := _row(known.get(name), logs))), default=1)
+            images = max((len(row["images"]) for name in names if (row := _row(known.get(name), logs))), default=1)
             columns = ["image"] if images == 1 else [f"image_{number}" for number in range(images)]
             with (
                 atomic_write(self.folder / INDEX) as part,
@@ -154,12 +155,14 @@ class Index:
                         continue
                     size, _, digest = row["result"]
                     message, hint = row["error"] or ("", "")
+                    files = row["images"] + [""] * (images - len(row["images"]))  # one may hold all channels
                     start = [name, row["status"], row["file"], row["seconds"]]
                     measured = [row["volumes"].get(each) for each in classes]
-                    table.writerow(csv_cells([*start, *measured, digest, size, *row["images"], message]))
+                    table.writerow(csv_cells([*start, *measured, digest, size, *files, message]))
                     if row["status"] == BAD:
-                        failed += 1
-                        bad.writerow(csv_cells([*row["images"], name, row["output"], message, hint]))
+                        failed += name in asked
+                        # As they are, to be read again: no quotes against formulas.
+                        bad.writerow([*files, name, row["output"], *csv_cells([message, hint])])
             return failed
         finally:
             for opened in logs.values():

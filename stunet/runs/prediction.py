@@ -333,9 +333,8 @@ def _output(
     else:
         taken |= {real(file).parent for case in cases for file in case.files}
     endings = Products(request.format or DEFAULT, request.save_probabilities, request.preview).endings(model)
-    shard = request.shard
     cases = [
-        replace(case, error=case.error or name_too_long(case.name, endings), subfolder=_subfolder(case, shard))
+        replace(case, error=case.error or name_too_long(case.name, endings), shard=_shard(case, request.shard))
         for case in cases
     ]
     if request.index:  # of very many cases, folders are compared and not files
@@ -354,12 +353,9 @@ def _output(
     return folder, cases
 
 
-def _subfolder(case: "InputCase", digits: int) -> str:
-    """Return the folder of a case's results: as a list says, and below that by a hash of the name."""
-    if not digits:
-        return case.subfolder
-    shard = hashlib.sha256(os.fsencode(case.name)).hexdigest()[:digits]
-    return f"{case.subfolder}/{shard}" if case.subfolder else shard
+def _shard(case: "InputCase", digits: int) -> str:
+    """Return the name of a folder by a hash of the case's name; empty without digits."""
+    return hashlib.sha256(os.fsencode(case.name)).hexdigest()[:digits]
 
 
 def _stages(request: PredictionRequest, model: "ModelFolder", system: "LabelSystem | None") -> "list[Predictor]":

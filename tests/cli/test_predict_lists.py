@@ -63,12 +63,15 @@ def test_a_list_gives_an_index_and_a_list_of_what_failed(capsys: pytest.CaptureF
     assert "it is damaged" in rows[2]["error"]
     # The list of failures is one to go on with, once the image is there.
     (bad,) = table("failed.csv")
-    assert (bad["name"], bad["output"], bad["image"]) == ("p3", "a", "data/p3/ct.nii.gz")
+    assert (bad["name"], bad["output"], bad["image"]) == ("p3", "a", str(Path("data/p3/ct.nii.gz").absolute()))
     assert bad["try"]
     shutil.copy("data/p1/ct.nii.gz", "data/p3/ct.nii.gz")
-    Path("failed.csv").write_text(Path("out/failed.csv").read_text())
-    assert predict(source="failed.csv", out="again") == 0
-    assert Path("again/a/p3.nii.gz").read_bytes() == Path("out/a/p1.nii.gz").read_bytes()
+    Path("elsewhere").mkdir()
+    shutil.copy("out/failed.csv", "elsewhere/again.csv")
+    assert predict(source="elsewhere/again.csv") == 0
+    assert Path("out/a/p3.nii.gz").read_bytes() == Path("out/a/p1.nii.gz").read_bytes()
+    assert [(row["case"], row["status"]) for row in table("index.csv")] == [(f"p{n}", "done") for n in (1, 2, 3)]
+    assert not table("failed.csv")
 
 
 def test_it_goes_on_by_size_and_time_without_opening_results(capsys: pytest.CaptureFixture[str]) -> None:
