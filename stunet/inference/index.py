@@ -72,16 +72,18 @@ class Index:
             for offset, row in _rows(path):
                 try:
                     result = row["result"]
-                    entry = Known(row["status"] == DONE, row["time"], path, offset, _digest(row["input"]), *result)
+                    entry = Known(
+                        row["status"] == DONE, row["time"], path, offset, bytes.fromhex(row["input"]), *result
+                    )
                     if row["name"] not in found or found[row["name"]].time <= entry.time:
                         found[row["name"]] = entry
-                except (KeyError, TypeError):  # of another program, or another version
+                except (KeyError, TypeError, ValueError):  # of another program, or another version
                     continue
         return found
 
     def is_done(self, known: Known | None, case: InputCase, result: Path) -> bool:
         """Return whether a case is done, was made from the same files, and its result is what was written."""
-        if known is None or not known.done or known.input != _digest(case.fingerprint()):
+        if known is None or not known.done or known.input != bytes.fromhex(stamp(case)):
             return False
         if known.sha256 is None:
             return result.is_dir()
@@ -97,12 +99,23 @@ class Index:
         self,
         log: IO[str],
         case: InputCase,
+        input_stamp: str,
         file: Path,
         seconds: float,
         volumes: Mapping[str, float | None],
         error: StunetError | None,
     ) -> None:
-        """Record a case that is done or has failed; `file` is its result, which need not be a single file."""
+        """Record a case that is done or has failed.
+
+        Args:
+            log: Of begin().
+            case: The case.
+            input_stamp: Its stamp() before it was read.
+            file: Its result, which need not be a single file.
+            seconds: That it took.
+            volumes: In mm3 by class.
+            error: Why it failed.
+        """
         result: list[Any] = [None, None, None]
         if error is None and file.is_file():
             stat = file.stat()
@@ -116,7 +129,7 @@ class Index:
             "seconds": round(seconds, 3),
             "volumes": volumes,
             "result": result,
-            "input": case.fingerprint(),
+            "input": input_stamp,
             "images": [str(path.absolute()) for path in case.files],  # a list may be moved
             "error": [error.message, error.hint] if error else None,
         }
@@ -191,5 +204,7 @@ def _row(known: Known | None, logs: Mapping[Path, IO[bytes]]) -> dict[str, Any] 
     return row
 
 
-def _digest(fingerprint: Any) -> bytes:
-    return hashlib.blake2b(json.dumps(fingerprint).encode(), digest_size=16).digest()
+def stamp(case: InputCase) -> str:
+    """Return a digest of the paths of a case's images, and of what tells whether these have changed."""
+    seen = [[str(path.absolute()) for path in case.files], case.fingerprint()]
+    return hashlib.blake2b(json.dumps(seen).encode(), digest_size=16).hexdigest()

@@ -6,7 +6,7 @@ inference/pipeline.py does the work; a cascade has a low-resolution stage before
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +125,7 @@ def _is_part(request: PredictionRequest) -> bool:
 
 def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers) -> str:
     """Predict the cases into the stage's folder; add errors by case. Return the ending of the results."""
+    from stunet.inference.index import stamp
     from stunet.inference.pipeline import Pipeline
     from stunet.inference.records import check_folder_is_free, write_case_record
 
@@ -148,6 +149,7 @@ def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers) -> str
             todo = _pending_of_index(pipeline, cases, keep, index, shared, listener)
         else:
             todo = _pending(pipeline, cases, keep, shared, listener)
+        stamps = {case.name: stamp(case) for case in todo} if index else {}  # before they are read
         shared.begin({case.name for case in todo})
         # Not known before: what is done, and still valid, is left out.
         progress.total = len(todo)
@@ -156,7 +158,7 @@ def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers) -> str
                 outcomes = predict_on(workers, run.request, pipeline, not whole_folder, listener.warn, todo)
             else:
                 outcomes = pipeline.run(todo)
-            for outcome in _logged(outcomes, index):
+            for outcome in _logged(outcomes, index, stamps):
                 progress.step(outcome.case.name)
                 shared.add(outcome)
                 if outcome.error:
@@ -172,7 +174,7 @@ def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers) -> str
     return pipeline.ending
 
 
-def _logged(outcomes: "Iterator[Outcome]", index: "Index | None") -> "Iterator[Outcome]":
+def _logged(outcomes: "Iterator[Outcome]", index: "Index | None", stamps: Mapping[str, str]) -> "Iterator[Outcome]":
     """Record each outcome in the index, if there is one, before it is passed on."""
     if index is None:
         yield from outcomes
@@ -180,7 +182,8 @@ def _logged(outcomes: "Iterator[Outcome]", index: "Index | None") -> "Iterator[O
     with index.begin() as log:
         for outcome in outcomes:
             seconds = sum(outcome.report.seconds.values())
-            index.add(log, outcome.case, outcome.file, seconds, outcome.volumes, outcome.error)
+            case = outcome.case
+            index.add(log, case, stamps[case.name], outcome.file, seconds, outcome.volumes, outcome.error)
             yield outcome
 
 
