@@ -61,6 +61,7 @@ def run_stages(
     if report and not _is_part(request):
         write_report(report, request, folder, None)  # fail now if it cannot be written
     errors: dict[str, StunetError] = {}
+    lost: list[InputCase] = []
     own, ending = {case.name: case.place(folder) for case in cases}, ""
     _make_writable(folder)
     try:
@@ -82,8 +83,9 @@ def run_stages(
                     cascade = stages[0].configuration_name
                     listener.note(f"{cascade} is a cascade: predicting {name} first, into {str(target)!r}")
                 run = StageRun(request, stage, target, names, not stages, report, errors, listener)
-                ending = _merge_stage(run) if request.merge else _run_stage(run, cases, workers)
+                ending = _merge_stage(run) if request.merge else _run_stage(run, cases, workers, lost)
                 previous = stage.model.ending
+                lost += [case for case in cases if case.name in errors]
                 cases = [
                     replace(case, previous=case.place(target) / f"{case.name}{previous}")
                     for case in cases
@@ -123,8 +125,11 @@ def _is_part(request: PredictionRequest) -> bool:
     return request.num_parts > 1 or request.merge
 
 
-def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers) -> str:
-    """Predict the cases into the stage's folder; add errors by case. Return the ending of the results."""
+def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers, lost: "list[InputCase]") -> str:
+    """Predict the cases into the stage's folder; add errors by case. Return the ending of the results.
+
+    Those that were lost in an earlier stage get their line in the index, too, and keep no earlier results.
+    """
     from stunet.inference.index import stamp
     from stunet.inference.pipeline import Pipeline
     from stunet.inference.records import check_folder_is_free, write_case_record
@@ -147,6 +152,10 @@ def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers) -> str
         keep, index = request.continue_prediction and whole_folder, run.index
         if index:
             todo = _pending_of_index(pipeline, cases, keep, index, shared, listener)
+            pipeline.remove(lost)
+            with index.begin() as log:
+                for case in lost:
+                    index.add(log, case, stamp(case), case.place(target), 0.0, {}, run.errors[case.name])
         else:
             todo = _pending(pipeline, cases, keep, shared, listener)
         stamps = {case.name: stamp(case) for case in todo} if index else {}  # before they are read

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,26 @@ def test_results_are_spread_over_folders_by_a_hash_of_the_name(capsys: pytest.Ca
     assert predict(source="data/scans.txt", out="out.nii.gz") == 2
     assert predict(source="data/scans.txt", out="data/p1") == 3
     assert "would share the folder" in capsys.readouterr().err
+
+
+def test_a_case_that_the_first_stage_of_a_cascade_lost_is_in_the_index(place: Path) -> None:
+    for stage in ("lowres", "cascade_fullres"):
+        make_model(place / f"T__P__3d_{stage}", mirror=None)
+    Path("out/a").mkdir(parents=True)
+    Path("out/a/p3.nii.gz").write_bytes(b"of an earlier run")
+    assert predict("--model", "T__P__3d_cascade_fullres") == 3
+    assert [row["status"] for row in table("index.csv")] == ["done", "done", "failed"]
+    assert "it is damaged" in table("failed.csv")[0]["error"]
+    assert not Path("out/a/p3.nii.gz").exists()
+
+
+def test_a_part_that_began_again_is_not_done(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (0, 1):
+        predict("-num_parts", 2, "-part_id", number)
+    Path("out/.stunet/index/part-9-of-9.jsonl").mkdir()  # ends the next run, before it predicts
+    with suppress(IsADirectoryError):
+        assert predict("-num_parts", 2, "-part_id", 1, "--continue_prediction") != 0
+    Path("out/.stunet/index/part-9-of-9.jsonl").rmdir()
+    capsys.readouterr()
+    assert predict("-num_parts", 2, "--merge") == 3
+    assert "1 (not finished)" in capsys.readouterr().err
