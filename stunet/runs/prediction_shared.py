@@ -155,6 +155,8 @@ class OfPart:
         self._statistics: dict[str, Any] = {**of_all, **before.get("statistics", {})}
         self.known = {*self._statistics}
         self._clock = _Clock()
+        if before and not request.merge:  # not done any more, before results are removed
+            self.save()
 
     def begin(self, new: set[str]) -> None:
         """Say what makes the results, of which these are new.
