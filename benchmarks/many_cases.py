@@ -123,7 +123,7 @@ def measure(name: str, model: Path, places: list[Place], parts: int) -> list[str
 def records(place: Place) -> None:
     """Print what it takes to record the cases, to find them done, and to write the tables."""
     from stunet.inference.cases import InputCase
-    from stunet.inference.index import Index
+    from stunet.inference.index import Index, stamp
 
     index, volumes = Index(place.root / "pred", Part()), {f"class_{number:03d}": 1234.5 for number in range(CLASSES)}
     with (place.root / "scans.csv").open(newline="") as file:
@@ -133,7 +133,7 @@ def records(place: Place) -> None:
     def add() -> None:
         with index.begin() as log:
             for case, result in zip(cases, results, strict=True):
-                index.add(log, case, result, 1.0, volumes, None)
+                index.add(log, case, stamp(case), result, 1.0, volumes, None)
 
     def look() -> None:
         known = index.known()

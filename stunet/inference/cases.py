@@ -31,7 +31,8 @@ class InputCase:
         previous: The previous stage's result, for a cascade.
         error: What is wrong with its files, if that was found before any of them was read.
         series: Which series of a DICOM folder, as named by datasets.dicom.
-        subfolder: Of the folder of the results, in which its own are; empty: there.
+        subfolder: Of the folder of the results, in which its own are, as a list says; empty: there.
+        shard: Below that, the folder that a hash of its name gives; empty: none.
     """
 
     name: str
@@ -40,10 +41,11 @@ class InputCase:
     error: DataError | None = None
     series: str | None = None
     subfolder: str = ""
+    shard: str = ""
 
     def place(self, folder: Path) -> Path:
         """Return where its results are, if all results are in a folder or below."""
-        return folder / self.subfolder if self.subfolder else folder
+        return folder / self.subfolder / self.shard
 
     @property
     def is_dicom(self) -> bool:

@@ -50,12 +50,10 @@ class Index:
     Args:
         folder: The folder of the results.
         part: That writes.
-        shard: Digits of the folders that results are in, below those that a list names; 0: none.
     """
 
     folder: Path
     part: Part
-    shard: int = 0
 
     def begin(self) -> IO[str]:
         """Open the log of this part, to add() to it."""
@@ -74,16 +72,18 @@ class Index:
             for offset, row in _rows(path):
                 try:
                     result = row["result"]
-                    entry = Known(row["status"] == DONE, row["time"], path, offset, _digest(row["input"]), *result)
+                    entry = Known(
+                        row["status"] == DONE, row["time"], path, offset, bytes.fromhex(row["input"]), *result
+                    )
                     if row["name"] not in found or found[row["name"]].time <= entry.time:
                         found[row["name"]] = entry
-                except (KeyError, TypeError):  # of another program, or another version
+                except (KeyError, TypeError, ValueError):  # of another program, or another version
                     continue
         return found
 
     def is_done(self, known: Known | None, case: InputCase, result: Path) -> bool:
         """Return whether a case is done, was made from the same files, and its result is what was written."""
-        if known is None or not known.done or known.input != _digest(case.fingerprint()):
+        if known is None or not known.done or known.input != bytes.fromhex(stamp(case)):
             return False
         if known.sha256 is None:
             return result.is_dir()
@@ -99,12 +99,23 @@ class Index:
         self,
         log: IO[str],
         case: InputCase,
+        input_stamp: str,
         file: Path,
         seconds: float,
         volumes: Mapping[str, float | None],
         error: StunetError | None,
     ) -> None:
-        """Record a case that is done or has failed; `file` is its result, which need not be a single file."""
+        """Record a case that is done or has failed.
+
+        Args:
+            log: Of begin().
+            case: The case.
+            input_stamp: Its stamp() before it was read.
+            file: Its result, which need not be a single file.
+            seconds: That it took.
+            volumes: In mm3 by class.
+            error: Why it failed.
+        """
         result: list[Any] = [None, None, None]
         if error is None and file.is_file():
             stat = file.stat()
@@ -114,26 +125,24 @@ class Index:
             "time": time.time(),
             "status": BAD if error else DONE,
             "file": "" if error else file.relative_to(self.folder).as_posix(),
-            # As a list says it, without the folder of the shard.
-            "output": case.subfolder.rpartition("/")[0] if self.shard else case.subfolder,
+            "output": case.subfolder,
             "seconds": round(seconds, 3),
             "volumes": volumes,
             "result": result,
-            "input": case.fingerprint(),
-            "images": [str(path.absolute()) for path in case.files],
+            "input": input_stamp,
+            "images": [str(path.absolute()) for path in case.files],  # a list may be moved
             "error": [error.message, error.hint] if error else None,
         }
         log.write(json.dumps(row) + "\n")
         log.flush()
 
     def write_tables(self, names: Sequence[str]) -> int:
-        """Write index.csv and failed.csv; return how many of these cases failed.
+        """Write index.csv and failed.csv of these cases and those of earlier runs; return how many of these failed.
 
-        Other cases that the logs know come after them. Lines are read again one by one: what is in memory is where
-        they are.
+        Lines are read again one by one: what is in memory is where they are.
         """
-        known = self.known()
-        asked, names = set(names), [*names, *sorted(known.keys() - set(names))]
+        known, asked = self.known(), set(names)
+        names = sorted(asked | known.keys())
         logs = {path: path.open("rb") for path in {entry.log for entry in known.values()}}
         try:
             first = next((row for name in names if (row := _row(known.get(name), logs)) and row["volumes"]), None)
@@ -159,13 +168,14 @@ class Index:
                         continue
                     size, _, digest = row["result"]
                     message, hint = row["error"] or ("", "")
+                    files = row["images"] + [""] * (images - len(row["images"]))  # one may hold all channels
                     start = [name, row["status"], row["file"], row["seconds"]]
                     measured = [row["volumes"].get(each) for each in classes]
-                    files = [*row["images"], *[""] * (images - len(row["images"]))]
                     table.writerow(csv_cells([*start, *measured, digest, size, *files, message]))
                     if row["status"] == BAD:
                         failed += name in asked
-                        bad.writerow([*files, name, row["output"], message, hint])  # a list for -i: as it is
+                        # As they are, to be read again: no quotes against formulas.
+                        bad.writerow([*files, name, row["output"], *csv_cells([message, hint])])
             return failed
         finally:
             for opened in logs.values():
@@ -194,5 +204,7 @@ def _row(known: Known | None, logs: Mapping[Path, IO[bytes]]) -> dict[str, Any] 
     return row
 
 
-def _digest(fingerprint: Any) -> bytes:
-    return hashlib.blake2b(json.dumps(fingerprint).encode(), digest_size=16).digest()
+def stamp(case: InputCase) -> str:
+    """Return a digest of the paths of a case's images, and of what tells whether these have changed."""
+    seen = [[str(path.absolute()) for path in case.files], case.fingerprint()]
+    return hashlib.blake2b(json.dumps(seen).encode(), digest_size=16).hexdigest()

@@ -147,6 +147,10 @@ def _evaluate_part(run: _Run) -> EvaluationResult:
     agreed = {
         "cases": sha256_of_json(names),
         "labels": run.labels.names,
+        "values": [[key, *values] for key, values in run.labels.classes.items()],
+        "ignore": run.labels.ignore,
+        "known": sorted(run.labels.known),
+        "lookup": None if run.labels.lookup is None else run.labels.lookup.tolist(),
         "label_system": request.labels,
         "tolerance": request.tolerance,
         "chill": request.chill,

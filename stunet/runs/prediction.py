@@ -309,6 +309,7 @@ def _output(
     request: PredictionRequest, model: "ModelFolder", cases: "list[InputCase]"
 ) -> "tuple[Path, list[InputCase]]":
     """Return the folder of the results, and the cases with the names of their results."""
+    from stunet.inference.index import FAILED, INDEX
     from stunet.inference.products import Products
     from stunet.inference.staging import name_too_long
 
@@ -332,14 +333,15 @@ def _output(
     else:
         taken |= {real(file).parent for case in cases for file in case.files}
     endings = Products(request.format or DEFAULT, request.save_probabilities, request.preview).endings(model)
-    shard = request.shard
     cases = [
-        replace(case, error=case.error or name_too_long(case.name, endings), subfolder=_subfolder(case, shard))
+        replace(case, error=case.error or name_too_long(case.name, endings), shard=_shard(case, request.shard))
         for case in cases
     ]
     if request.index:  # of very many cases, folders are compared and not files
-        files = {file.parent for case in cases for file in (*case.files, case.previous) if file}
-        sources = {real(folder) for folder in files}
+        if request.input.resolve() in {(folder / name).resolve() for name in (INDEX, FAILED)}:
+            raise DataError(f"{str(request.input)!r} is written anew by this run", "a copy of it with -i")
+        read = (file for case in cases for file in (*case.files, case.previous) if file)
+        sources = {real(folder) for folder in {file.parent for file in read}}
         if sources & {real(place) for place in {case.place(folder) for case in cases}}:
             raise DataError(f"input and results would share the folder {str(folder)!r}", "another folder with -o")
         return folder, cases
@@ -351,12 +353,9 @@ def _output(
     return folder, cases
 
 
-def _subfolder(case: "InputCase", digits: int) -> str:
-    """Return the folder of a case's results: as a list says, and below that by a hash of the name."""
-    if not digits:
-        return case.subfolder
-    shard = hashlib.sha256(os.fsencode(case.name)).hexdigest()[:digits]
-    return f"{case.subfolder}/{shard}" if case.subfolder else shard
+def _shard(case: "InputCase", digits: int) -> str:
+    """Return the name of a folder by a hash of the case's name; empty without digits."""
+    return hashlib.sha256(os.fsencode(case.name)).hexdigest()[:digits]
 
 
 def _stages(request: PredictionRequest, model: "ModelFolder", system: "LabelSystem | None") -> "list[Predictor]":

@@ -70,7 +70,7 @@ class StageRun:
         from stunet.inference.index import Index
 
         part = Part(self.request.part_id, self.request.num_parts)
-        return Index(self.target, part, self.request.shard) if self.request.index and self.last else None
+        return Index(self.target, part) if self.request.index and self.last else None
 
     def write_index(self) -> None:
         """Write the tables of the index, if it is asked for."""
@@ -155,6 +155,8 @@ class OfPart:
         self._statistics: dict[str, Any] = {**of_all, **before.get("statistics", {})}
         self.known = {*self._statistics}
         self._clock = _Clock()
+        if before and not request.merge:  # not done any more, before results are removed
+            self.save()
 
     def begin(self, new: set[str]) -> None:
         """Say what makes the results, of which these are new.

@@ -6,7 +6,7 @@ inference/pipeline.py does the work; a cascade has a low-resolution stage before
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +61,7 @@ def run_stages(
     if report and not _is_part(request):
         write_report(report, request, folder, None)  # fail now if it cannot be written
     errors: dict[str, StunetError] = {}
+    lost: list[InputCase] = []
     own, ending = {case.name: case.place(folder) for case in cases}, ""
     _make_writable(folder)
     try:
@@ -82,8 +83,9 @@ def run_stages(
                     cascade = stages[0].configuration_name
                     listener.note(f"{cascade} is a cascade: predicting {name} first, into {str(target)!r}")
                 run = StageRun(request, stage, target, names, not stages, report, errors, listener)
-                ending = _merge_stage(run) if request.merge else _run_stage(run, cases, workers)
+                ending = _merge_stage(run) if request.merge else _run_stage(run, cases, workers, lost)
                 previous = stage.model.ending
+                lost += [case for case in cases if case.name in errors]
                 cases = [
                     replace(case, previous=case.place(target) / f"{case.name}{previous}")
                     for case in cases
@@ -123,8 +125,12 @@ def _is_part(request: PredictionRequest) -> bool:
     return request.num_parts > 1 or request.merge
 
 
-def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers) -> str:
-    """Predict the cases into the stage's folder; add errors by case. Return the ending of the results."""
+def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers, lost: "list[InputCase]") -> str:
+    """Predict the cases into the stage's folder; add errors by case. Return the ending of the results.
+
+    Those that were lost in an earlier stage get their line in the index, too, and keep no earlier results.
+    """
+    from stunet.inference.index import stamp
     from stunet.inference.pipeline import Pipeline
     from stunet.inference.records import check_folder_is_free, write_case_record
 
@@ -146,8 +152,13 @@ def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers) -> str
         keep, index = request.continue_prediction and whole_folder, run.index
         if index:
             todo = _pending_of_index(pipeline, cases, keep, index, shared, listener)
+            pipeline.remove(lost)
+            with index.begin() as log:
+                for case in lost:
+                    index.add(log, case, stamp(case), case.place(target), 0.0, {}, run.errors[case.name])
         else:
             todo = _pending(pipeline, cases, keep, shared, listener)
+        stamps = {case.name: stamp(case) for case in todo} if index else {}  # before they are read
         shared.begin({case.name for case in todo})
         # Not known before: what is done, and still valid, is left out.
         progress.total = len(todo)
@@ -156,7 +167,7 @@ def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers) -> str
                 outcomes = predict_on(workers, run.request, pipeline, not whole_folder, listener.warn, todo)
             else:
                 outcomes = pipeline.run(todo)
-            for outcome in _logged(outcomes, index):
+            for outcome in _logged(outcomes, index, stamps):
                 progress.step(outcome.case.name)
                 shared.add(outcome)
                 if outcome.error:
@@ -172,7 +183,7 @@ def _run_stage(run: StageRun, cases: "list[InputCase]", workers: Workers) -> str
     return pipeline.ending
 
 
-def _logged(outcomes: "Iterator[Outcome]", index: "Index | None") -> "Iterator[Outcome]":
+def _logged(outcomes: "Iterator[Outcome]", index: "Index | None", stamps: Mapping[str, str]) -> "Iterator[Outcome]":
     """Record each outcome in the index, if there is one, before it is passed on."""
     if index is None:
         yield from outcomes
@@ -180,7 +191,8 @@ def _logged(outcomes: "Iterator[Outcome]", index: "Index | None") -> "Iterator[O
     with index.begin() as log:
         for outcome in outcomes:
             seconds = sum(outcome.report.seconds.values())
-            index.add(log, outcome.case, outcome.file, seconds, outcome.volumes, outcome.error)
+            case = outcome.case
+            index.add(log, case, stamps[case.name], outcome.file, seconds, outcome.volumes, outcome.error)
             yield outcome
 
 

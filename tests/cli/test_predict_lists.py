@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,12 @@ def test_a_list_gives_an_index_and_a_list_of_what_failed(capsys: pytest.CaptureF
     assert (bad["name"], bad["output"], bad["image"]) == ("p3", "a", str(Path("data/p3/ct.nii.gz").absolute()))
     assert bad["try"]
     shutil.copy("data/p1/ct.nii.gz", "data/p3/ct.nii.gz")
-    assert predict(source="out/failed.csv", out="again") == 0
-    assert Path("again/a/p3.nii.gz").read_bytes() == Path("out/a/p1.nii.gz").read_bytes()
+    Path("elsewhere").mkdir()
+    shutil.copy("out/failed.csv", "elsewhere/again.csv")
+    assert predict(source="elsewhere/again.csv") == 0
+    assert Path("out/a/p3.nii.gz").read_bytes() == Path("out/a/p1.nii.gz").read_bytes()
+    assert [(row["case"], row["status"]) for row in table("index.csv")] == [(f"p{n}", "done") for n in (1, 2, 3)]
+    assert not table("failed.csv")
 
 
 def test_it_goes_on_by_size_and_time_without_opening_results(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +124,20 @@ def test_parts_have_logs_of_their_own_and_one_index(capsys: pytest.CaptureFixtur
     assert "nothing to merge" in capsys.readouterr().err
 
 
+def test_what_is_read_is_not_written_over(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict() == 3
+    before = Path("out/failed.csv").read_bytes()
+    assert predict(source="out/failed.csv") == 3
+    assert "a copy of it with -i" in capsys.readouterr().err
+    assert Path("out/failed.csv").read_bytes() == before
+    Path("previous").mkdir()
+    for name in ("p1", "p2", "p3"):
+        Path(f"previous/{name}.nii.gz").write_bytes(b"of the stage before")
+    assert predict("-prev_stage_predictions", "previous", out="previous") == 3
+    assert "would share the folder" in capsys.readouterr().err
+    assert Path("previous/p1.nii.gz").read_bytes() == b"of the stage before"
+
+
 def test_results_are_spread_over_folders_by_a_hash_of_the_name(capsys: pytest.CaptureFixture[str]) -> None:
     Path("data/scans.txt").write_text("p1/ct.nii.gz\n")
     assert predict("--shard", 2, "--preview", source="data/scans.txt") == 0
@@ -134,3 +153,26 @@ def test_results_are_spread_over_folders_by_a_hash_of_the_name(capsys: pytest.Ca
     assert predict(source="data/scans.txt", out="out.nii.gz") == 2
     assert predict(source="data/scans.txt", out="data/p1") == 3
     assert "would share the folder" in capsys.readouterr().err
+
+
+def test_a_case_that_the_first_stage_of_a_cascade_lost_is_in_the_index(place: Path) -> None:
+    for stage in ("lowres", "cascade_fullres"):
+        make_model(place / f"T__P__3d_{stage}", mirror=None)
+    Path("out/a").mkdir(parents=True)
+    Path("out/a/p3.nii.gz").write_bytes(b"of an earlier run")
+    assert predict("--model", "T__P__3d_cascade_fullres") == 3
+    assert [row["status"] for row in table("index.csv")] == ["done", "done", "failed"]
+    assert "it is damaged" in table("failed.csv")[0]["error"]
+    assert not Path("out/a/p3.nii.gz").exists()
+
+
+def test_a_part_that_began_again_is_not_done(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (0, 1):
+        predict("-num_parts", 2, "-part_id", number)
+    Path("out/.stunet/index/part-9-of-9.jsonl").mkdir()  # ends the next run, before it predicts
+    with suppress(IsADirectoryError):
+        assert predict("-num_parts", 2, "-part_id", 1, "--continue_prediction") != 0
+    Path("out/.stunet/index/part-9-of-9.jsonl").rmdir()
+    capsys.readouterr()
+    assert predict("-num_parts", 2, "--merge") == 3
+    assert "1 (not finished)" in capsys.readouterr().err

@@ -1,12 +1,16 @@
 """Lists of images: which cases the lines are, and what is wrong with a line."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from stunet.errors import DataError
+from stunet.inference.cases import InputCase
+from stunet.inference.index import Index, stamp
 from stunet.inference.lists import is_list, listed_cases
 from stunet.inference.model import ModelFolder, open_model
+from stunet.parts import WHOLE
 from tests.loops import for_each
 from tests.predictor_models import make_model, write_dicom
 
@@ -78,3 +82,33 @@ def test_what_is_wrong_with_a_line_is_said_with_its_number(
     with pytest.raises(DataError, match=message) as caught:
         listed_cases(tmp_path / file, models[1])
     assert caught.value.hint
+
+
+def test_failures_are_a_list_with_the_cases_as_they_were(tmp_path: Path, models: dict[int, ModelFolder]) -> None:
+    one, two = (tmp_path / "all.nii.gz",), (tmp_path / "=t1.nii.gz", tmp_path / "t2.nii.gz")
+    cases = [InputCase("-a", one, subfolder="@site", shard="f8"), InputCase("b", two)]
+    index = Index(tmp_path / "out", WHOLE)
+    with index.begin() as log:
+        for case in cases:
+            index.add(log, case, stamp(case), case.place(index.folder), 1.0, {}, DataError("damaged", "=another"))
+    assert index.write_tables(["b"]) == 1
+    (header, *rows) = (tmp_path / "out/failed.csv").read_text().splitlines()
+    assert header == "image_0,image_1,name,output,error,try"
+    assert rows == [f"{one[0]},,-a,@site,damaged,'=another", f"{two[0]},{two[1]},b,,damaged,'=another"]
+    lines = (tmp_path / "out/index.csv").read_text().splitlines()
+    assert [line.split(",")[-4:-1] for line in lines[1:]] == [["", str(one[0]), ""], ["", *map(str, two)]]
+
+
+def test_an_equal_file_of_another_folder_is_another_input(tmp_path: Path) -> None:
+    cases = [InputCase("a", (tmp_path / folder / "ct.nii.gz",)) for folder in ("one", "two")]
+    for case in cases:
+        case.files[0].parent.mkdir()
+        case.files[0].write_bytes(b"1")
+        os.utime(case.files[0], ns=(1, 1))
+    index, before = Index(tmp_path, WHOLE), stamp(cases[0])
+    (tmp_path / "a.nii.gz").write_bytes(b"result")
+    with index.begin() as log:
+        index.add(log, cases[0], before, tmp_path / "a.nii.gz", 1.0, {}, None)
+    known = index.known()["a"]
+    assert index.is_done(known, cases[0], tmp_path / "a.nii.gz")
+    assert not index.is_done(known, cases[1], tmp_path / "a.nii.gz")
