@@ -209,7 +209,7 @@ def _is_image(path: Path) -> bool:
 
     if not path.is_dir():
         return bool(ending_of(path.name))
-    return any(entry.name.lower().endswith(".dcm") for entry in os.scandir(path))
+    return any(name.lower().endswith(".dcm") for name in os.listdir(path))
 
 
 def fold(text: str) -> int | str:

@@ -2,6 +2,7 @@
 
     model.py             open a model folder
     cases.py             find the input images
+    lists.py             the same from a list of images in a text or CSV file
     orientation.py       how the model's training images lay
     reading.py           read a case's files, check them, turn them to the model's orientation
     inputs.py            the same for images in memory, of any kind
@@ -13,6 +14,7 @@
     products.py          which files a case gets, and writing them
     staging.py           temporary names of a case's files, until all are there
     records.py           what made the results, and whether results that are there were made from the same
+    index.py             the same for very many cases: logs of what is done, and tables of it
     failures.py          errors as the user sees them
     recollect.py         adapt BatchNorm statistics to other data
 
