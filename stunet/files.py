@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -29,6 +30,7 @@ MAX_DEPTH = 64  # of JSON and TOML; plans are 6 levels deep
 _STAGING = re.compile(r"\.part-\d+-(.+)", re.DOTALL)  # a temporary file; the digits are a process id
 _held: set[int] = set()  # descriptors of this process's locks
 NAME_MAX = 255  # bytes in a file name
+LAST_SHARER_S = 1.0
 KEPT = 32  # bytes of its end that a shortened name keeps: the ending, by which image writers choose the format
 PREFIX_MAX = len(".part-4194304-")  # of a temporary name, with the largest process id of Linux
 
@@ -191,9 +193,17 @@ def _acquire(lock: Path, kind: int, message: str, hint: str, wait: Callable[[str
 
 
 def _lock(descriptor: int, kind: int, message: str, hint: str, wait: Callable[[str], None] | None) -> None:
+    # The last of those that share a lock holds it alone for a moment, in _release().
+    until = time.monotonic() + (LAST_SHARER_S if kind == fcntl.LOCK_SH else 0)
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        return
+        while True:
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.01)
     except BlockingIOError:
         text = f"{message}{_holder(descriptor)}"
         if wait is None:

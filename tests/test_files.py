@@ -184,3 +184,23 @@ def test_the_hash_of_a_file_follows_its_content(tmp_path: Path) -> None:
         path.write_bytes(content)
         assert sha256_of(path) == cached_sha256_of(path) == hashlib.sha256(content).hexdigest()
     assert sha256_of_json({"b": 1, "a": [2]}) == sha256_of_json({"a": (2,), "b": 1})
+
+
+def test_those_that_share_a_lock_never_refuse_each_other(tmp_path: Path) -> None:
+    """The last one holds it alone for a moment, to remove it."""
+    refused: list[DataError] = []
+
+    def share() -> None:
+        for _ in range(1000):
+            try:
+                with shared_lock(tmp_path / "lock", "taken", ""):
+                    pass
+            except DataError as error:
+                refused.append(error)
+
+    threads = [threading.Thread(target=share) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused == []

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,8 @@ def invitation(run: str, function: Any, shared: Shared) -> Iterator[Invitation]:
     sizes: dict[str, int | None] = {}
     for path in shared.read:
         # Of a folder, one file that is in it: an empty folder of this name may be there as well.
-        entries = (entry for entry in os.scandir(path) if entry.is_file()) if path.is_dir() else iter(())
-        for file in [Path(entry.path) for entry in islice(entries, 1)] or [path]:
-            sizes[str(file.absolute())] = None if file.is_dir() else file.stat().st_size
+        file = (_any_file(path) if path.is_dir() else None) or path
+        sizes[str(file.absolute())] = None if file.is_dir() else file.stat().st_size
     # Not a name that remove_staging() of another run in the folder takes for its own.
     files = [folder.absolute() / f".probe-{run}" for folder in dict.fromkeys(shared.written)]
     try:
@@ -79,6 +77,11 @@ def invitation(run: str, function: Any, shared: Shared) -> Iterator[Invitation]:
         for file in files:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
+
+
+def _any_file(folder: Path) -> Path | None:
+    with os.scandir(folder) as entries:
+        return next((Path(entry.path) for entry in entries if entry.is_file()), None)
 
 
 async def admit(invited: Invitation, dask_worker: Any = None) -> str | None:

@@ -118,7 +118,7 @@ class _Shift:
     def __init__(self, crew: Crew, invited: Invitation) -> None:
         self._crew, self._client, self._invited = crew, crew.client, invited
         self._admitted: set[Seat] = set()
-        self._leaving: set[Seat] = set()  # they may finish their cases
+        self._leaving: set[Seat] = set()  # they get no more cases
         self._refused: dict[Seat, str] = {}
         self.busy: dict[Seat, tuple[int, Future]] = {}
         self._finished: SimpleQueue[tuple[Seat, Future]] = SimpleQueue()

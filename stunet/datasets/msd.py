@@ -42,7 +42,7 @@ def convert_msd(
         dataset_id: 1 to 999; by default the task's number.
         name: By default the task's name.
         on_case: Called with a file's name once it is done.
-        workers: Number of processes, for images of four axes, which are written anew channel by channel.
+        workers: Number of processes, for images of four axes, which are split into channels.
 
     Raises:
         DataError: The task is incomplete or does not match its dataset.json, or the number is taken.

@@ -339,7 +339,7 @@ def _output(
     ]
     if request.index:  # of very many cases, folders are compared and not files
         if request.input.resolve() in {(folder / name).resolve() for name in (INDEX, FAILED)}:
-            raise DataError(f"{str(request.input)!r} is written anew by this run", "a copy of it with -i")
+            raise DataError(f"{str(request.input)!r} is a file that this run overwrites", "a copy of it with -i")
         read = (file for case in cases for file in (*case.files, case.previous) if file)
         sources = {real(folder) for folder in {file.parent for file in read}}
         if sources & {real(place) for place in {case.place(folder) for case in cases}}:

@@ -72,7 +72,13 @@ def run_stages(
             _reserved(request, cases, folder),
             _terminable(listener),
             workers_on(
-                request.cluster, 1, shared, listener.note, listener.warn, request.max_memory, f"take {CONTINUE}"
+                None if request.merge else request.cluster,
+                1,
+                shared,
+                listener.note,
+                listener.warn,
+                request.max_memory,
+                f"take {CONTINUE}",
             ) as workers,
         ):
             while stages:
